@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+#
+# The door for distributions and for newcomers; CI calls nothing else.
+#
+#   make                      release build of the daemon and the client
+#   make install DESTDIR= PREFIX=/usr
+#   make demo                 the main job on a host made for the occasion
+#   make test                 every test (as root, or with sudo)
+#   make lint                 formatting, clippy, licences and sources of dependencies
+#   make bench                measurements, printed
+#   make advisories           known holes in dependencies (fetches a database)
+#   make deps                 what all of these need; they call it themselves
+#   make clean
+
+DESTDIR ?=
+PREFIX ?= /usr
+CARGO ?= cargo
+INSTALL ?= install
+# Cargo's switches, such as --offline or --frozen.
+CARGOFLAGS ?= --locked
+
+bindir = $(PREFIX)/bin
+libexecdir = $(PREFIX)/libexec
+unitdir = $(PREFIX)/lib/systemd/system
+tmpfilesdir = $(PREFIX)/lib/tmpfiles.d
+dbusdir = $(PREFIX)/share/dbus-1
+polkitdir = $(PREFIX)/share/polkit-1/actions
+docdir = $(PREFIX)/share/doc/osteward
+
+target = $(or $(CARGO_TARGET_DIR),target)
+oracle = tests/oracle/Cargo.toml
+
+# Whole-system tests and the demo make mount namespaces, which only root may. Cargo stays
+# the user it was; only what it built is run as root.
+host = $(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+sudo = $(if $(filter-out 0,$(shell id -u)),sudo)
+as_root = $(if $(sudo),CARGO_TARGET_$(host)_RUNNER='sudo --preserve-env env PATH=$(PATH)')
+
+.PHONY: all
+all: deps-build
+	$(CARGO) build $(CARGOFLAGS) --release -p ostewardd -p osteward
+
+# Installs what `make` built; builds nothing, so that it can run as root.
+.PHONY: install
+install:
+	$(INSTALL) -D -m 0755 $(target)/release/ostewardd $(DESTDIR)$(libexecdir)/ostewardd
+	$(INSTALL) -D -m 0755 $(target)/release/osteward $(DESTDIR)$(bindir)/osteward
+	$(MAKE) --no-print-directory install-data
+
+.PHONY: install-data
+install-data:
+	$(INSTALL) -d $(DESTDIR)$(unitdir) $(DESTDIR)$(tmpfilesdir) $(DESTDIR)$(polkitdir) \
+		$(DESTDIR)$(dbusdir)/system-services $(DESTDIR)$(dbusdir)/system.d \
+		$(DESTDIR)$(dbusdir)/interfaces $(DESTDIR)$(docdir)
+	sed 's|@libexecdir@|$(libexecdir)|' systemd-units/ostewardd.service.in \
+		>$(DESTDIR)$(unitdir)/ostewardd.service
+	chmod 0644 $(DESTDIR)$(unitdir)/ostewardd.service
+	$(INSTALL) -m 0644 systemd-units/org.osteward1.service $(DESTDIR)$(dbusdir)/system-services/
+	$(INSTALL) -m 0644 systemd-units/org.osteward1.conf $(DESTDIR)$(dbusdir)/system.d/
+	$(INSTALL) -m 0644 systemd-units/org.osteward1.policy $(DESTDIR)$(polkitdir)/
+	$(INSTALL) -m 0644 systemd-units/osteward.tmpfiles.conf $(DESTDIR)$(tmpfilesdir)/osteward.conf
+	$(INSTALL) -m 0644 dbus-interfaces/org.osteward1.*.xml $(DESTDIR)$(dbusdir)/interfaces/
+	$(INSTALL) -m 0644 README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE $(DESTDIR)$(docdir)/
+
+.PHONY: demo
+demo: deps
+	$(CARGO) build $(CARGOFLAGS) --quiet -p ostewardd -p osteward
+	$(as_root) $(CARGO) run $(CARGOFLAGS) --quiet -p osteward-tests --bin osteward-demo
+
+.PHONY: test
+test: deps test-unit test-system test-units
+
+# No root, no services: the pure parts, libostree in scratch directories, the contract.
+.PHONY: test-unit
+test-unit: deps
+	$(CARGO) test $(CARGOFLAGS) -p osteward-dbus -p ostewardd -p osteward
+
+# The real daemon and client on a private bus, with real services and the oracle.
+.PHONY: test-system
+test-system: deps
+	$(CARGO) build $(CARGOFLAGS) -p ostewardd -p osteward
+	CARGO_TARGET_DIR='$(abspath $(target))/oracle' \
+		$(CARGO) build $(CARGOFLAGS) --quiet --manifest-path $(oracle)
+	$(as_root) $(CARGO) test $(CARGOFLAGS) -p osteward-tests
+
+.PHONY: test-units
+test-units: deps
+	$(CARGO) build $(CARGOFLAGS) -p ostewardd
+	rm -rf $(target)/install
+	$(INSTALL) -D -m 0755 $(target)/debug/ostewardd $(target)/install$(libexecdir)/ostewardd
+	$(MAKE) --no-print-directory install-data DESTDIR='$(abspath $(target))/install'
+	.ci/check-units '$(abspath $(target))/install' '$(PREFIX)'
+	rm -rf $(target)/install
+
+.PHONY: lint
+lint: deps-build
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy $(CARGOFLAGS) --workspace --all-targets -- -D warnings
+	$(CARGO) fmt --manifest-path $(oracle) --check
+	CARGO_TARGET_DIR='$(abspath $(target))/oracle' \
+		$(CARGO) clippy $(CARGOFLAGS) --manifest-path $(oracle) -- -D warnings
+	command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny --log-level error check licenses bans sources
+
+# Apart from lint: the database may be out of reach, and what it says changes by the day.
+.PHONY: advisories
+advisories: deps-build
+	command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny check advisories
+
+.PHONY: bench
+bench: deps
+	$(CARGO) build $(CARGOFLAGS) --release -p ostewardd -p osteward
+	$(as_root) $(CARGO) bench $(CARGOFLAGS) -p osteward-tests
+
+.PHONY: deps
+deps:
+	@.ci/deps test
+
+.PHONY: deps-build
+deps-build:
+	@.ci/deps build
+
+.PHONY: clean
+clean:
+	[ ! -e $(target)/big-image ] || $(sudo) rm -rf $(target)/big-image
+	$(CARGO) clean

@@ -1,0 +1,224 @@
+//! What a verb asks of the daemon.
+//!
+//! Owns the translation of the command line into the options of `org.osteward1.Host`.
+//! Invariant: an option that was not given is not sent, so that the daemon's defaults
+//! hold; the one exception is `replace-staged`, which `osteward upgrade` sets.
+
+use osteward_dbus::options::{
+    ApplyOptions, CancelRollbackOptions, CheckOptions, DiscardOptions, DownloadOptions,
+    RollbackOptions, UpgradeOptions,
+};
+
+use crate::args::{Discardable, Verb};
+
+/// What this client calls itself in `Job.StartedByLabel`.
+const LABEL: &str = "osteward";
+
+/// One call of a job-making method.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Request {
+    /// `Host.Check`
+    Check(CheckOptions),
+    /// `Host.Download`
+    Download(DownloadOptions),
+    /// `Host.Upgrade`
+    Upgrade(UpgradeOptions),
+    /// `Host.Switch`
+    Switch(String, UpgradeOptions),
+    /// `Host.Rollback`
+    Rollback(RollbackOptions),
+    /// `Host.CancelRollback`
+    CancelRollback(CancelRollbackOptions),
+    /// `Host.Apply`
+    Apply(ApplyOptions),
+    /// `Host.Discard`
+    Discard(Vec<&'static str>, DiscardOptions),
+}
+
+/// A switch that was not given is left to the daemon.
+fn given(switch: bool) -> Option<bool> {
+    switch.then_some(true)
+}
+
+fn reboot(apply: bool) -> Option<String> {
+    apply.then(|| "reboot".to_owned())
+}
+
+impl Request {
+    /// The request of a verb and whether to wait for its end; `None` for the verbs that
+    /// start no job.
+    pub(crate) fn of(verb: &Verb, reason: Option<&str>) -> Option<(Self, bool)> {
+        let client_label = Some(LABEL.to_owned());
+        let reason = reason.map(str::to_owned);
+        let (request, wait) = match verb {
+            Verb::Check(args) => {
+                let options = CheckOptions {
+                    max_age: args.max_age,
+                    client_label,
+                    reason,
+                };
+                (Request::Check(options), &args.wait)
+            }
+            Verb::Download(args) => {
+                let options = DownloadOptions {
+                    digest: args.digest.clone(),
+                    allow_downgrade: given(args.allow_downgrade),
+                    client_label,
+                    reason,
+                };
+                (Request::Download(options), &args.wait)
+            }
+            Verb::Upgrade(args) => {
+                let options = UpgradeOptions {
+                    digest: args.digest.clone(),
+                    allow_downgrade: given(args.allow_downgrade),
+                    replace_staged: Some(!args.keep_staged),
+                    apply: reboot(args.apply),
+                    client_label,
+                    reason,
+                };
+                (Request::Upgrade(options), &args.wait)
+            }
+            Verb::Switch(args) => {
+                let options = UpgradeOptions {
+                    digest: args.digest.clone(),
+                    allow_downgrade: given(args.allow_downgrade),
+                    replace_staged: given(args.replace_staged),
+                    apply: reboot(args.apply),
+                    client_label,
+                    reason,
+                };
+                (Request::Switch(args.image.clone(), options), &args.wait)
+            }
+            Verb::Rollback(args) if args.cancel => {
+                let options = CancelRollbackOptions {
+                    client_label,
+                    reason,
+                };
+                (Request::CancelRollback(options), &args.wait)
+            }
+            Verb::Rollback(args) => {
+                let options = RollbackOptions {
+                    digest: args.digest.clone(),
+                    discard_staged: given(args.discard_staged),
+                    quarantine: args.no_quarantine.then_some(false),
+                    apply: reboot(args.apply),
+                    client_label,
+                    reason,
+                };
+                (Request::Rollback(options), &args.wait)
+            }
+            Verb::Apply(args) => {
+                let options = ApplyOptions {
+                    digest: args.digest.clone(),
+                    ignore_inhibitors: given(args.ignore_inhibitors),
+                    client_label,
+                    reason,
+                };
+                (Request::Apply(options), &args.wait)
+            }
+            Verb::Discard(args) => {
+                let options = DiscardOptions {
+                    dry_run: given(args.dry_run),
+                    client_label,
+                    reason,
+                };
+                let what = args.what.iter().copied().map(word).collect();
+                (Request::Discard(what, options), &args.wait)
+            }
+            Verb::Status(_) | Verb::Jobs | Verb::Cancel(_) | Verb::Watch(_) => return None,
+        };
+        Some((request, !wait.no_wait))
+    }
+}
+
+/// The word of `Host.Discard`.
+fn word(what: Discardable) -> &'static str {
+    match what {
+        Discardable::Staged => "staged",
+        Discardable::Rollback => "rollback",
+        Discardable::Cache => "cache",
+        Discardable::Unreferenced => "unreferenced",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::Cli;
+
+    fn request(line: &[&str]) -> Option<(Request, bool)> {
+        let cli = Cli::try_parse_from(["osteward"].iter().chain(line)).unwrap();
+        Request::of(&cli.verb, cli.global.reason.as_deref())
+    }
+
+    #[test]
+    fn upgrade_replaces_what_is_staged_unless_told_otherwise() {
+        let Some((Request::Upgrade(options), true)) = request(&["upgrade"]) else {
+            panic!()
+        };
+        assert_eq!(options.replace_staged, Some(true));
+        assert_eq!(
+            (options.digest, options.apply, options.allow_downgrade),
+            (None, None, None)
+        );
+        let Some((Request::Upgrade(options), false)) =
+            request(&["upgrade", "--keep-staged", "--apply", "--no-wait"])
+        else {
+            panic!()
+        };
+        assert_eq!(options.replace_staged, Some(false));
+        assert_eq!(options.apply.as_deref(), Some("reboot"));
+    }
+
+    #[test]
+    fn switch_and_rollback_leave_the_staged_update_alone() {
+        let Some((Request::Switch(image, options), _)) = request(&["switch", "oci:/a:b"]) else {
+            panic!()
+        };
+        assert_eq!((image.as_str(), options.replace_staged), ("oci:/a:b", None));
+        let Some((Request::Rollback(options), _)) = request(&["rollback", "--no-quarantine"])
+        else {
+            panic!()
+        };
+        assert_eq!(
+            (options.discard_staged, options.quarantine),
+            (None, Some(false))
+        );
+        assert!(matches!(
+            request(&["rollback", "--cancel"]),
+            Some((Request::CancelRollback(_), true))
+        ));
+    }
+
+    #[test]
+    fn label_and_reason_travel() {
+        let Some((Request::Check(options), _)) =
+            request(&["check", "--max-age", "1h", "--reason", "why not"])
+        else {
+            panic!()
+        };
+        assert_eq!(options.max_age, Some(3600));
+        assert_eq!(options.client_label.as_deref(), Some("osteward"));
+        assert_eq!(options.reason.as_deref(), Some("why not"));
+    }
+
+    #[test]
+    fn discard_speaks_the_words_of_the_interface() {
+        let Some((Request::Discard(what, options), _)) = request(&[
+            "discard",
+            "staged",
+            "rollback",
+            "cache",
+            "unreferenced",
+            "--dry-run",
+        ]) else {
+            panic!()
+        };
+        assert_eq!(what, ["staged", "rollback", "cache", "unreferenced"]);
+        assert_eq!(options.dry_run, Some(true));
+        assert_eq!(request(&["jobs"]), None);
+    }
+}

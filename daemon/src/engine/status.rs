@@ -1,0 +1,220 @@
+//! Everything that can be said about the host without asking anybody.
+//!
+//! Owns [`Status`], the record that feeds all properties, and the one-word summary.
+//! Invariant: it is plain data; reading it never waits.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::job::{JobId, JobView};
+use crate::image::layout::Image;
+use crate::jobs::{Candidate, progress::Phase};
+use crate::sysroot::Snapshot;
+
+/// What the last look at the sysroot gave.
+#[derive(Debug, Clone)]
+pub enum Look {
+    /// There was none yet.
+    NotYet,
+    /// The host was not booted by ostree.
+    NotBooted,
+    /// It could not be read.
+    Broken(String),
+    /// This is what is there.
+    Seen(Arc<Snapshot>),
+}
+
+/// How the registry was asked last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastCheck {
+    /// Unix seconds.
+    pub time: u64,
+    /// D-Bus error name and message, if it failed.
+    pub error: Option<(String, String)>,
+    /// The digest that the reference had.
+    pub digest: String,
+}
+
+/// Everything that can be said now.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// The deployments.
+    pub look: Look,
+    /// What the last check in this process found.
+    pub found: Option<Candidate>,
+    /// How the registry was asked last.
+    pub last_check: Option<LastCheck>,
+    /// Digests that are not staged by themselves.
+    pub quarantined: HashSet<String>,
+    /// Running and recently finished jobs.
+    pub jobs: Vec<(JobId, watch::Receiver<JobView>)>,
+    /// What an administrator should know about the configuration.
+    pub warnings: Vec<String>,
+    /// The running system's own description.
+    pub os: OsRelease,
+}
+
+/// `os-release(5)` of the running system, as far as it is shown.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OsRelease {
+    /// `ID`.
+    pub name: String,
+    /// `VERSION`, else `VERSION_ID`.
+    pub version: String,
+}
+
+impl OsRelease {
+    /// Reads the file's text: `KEY=value` lines, values quoted as in a shell.
+    pub fn parse(text: &str) -> Self {
+        let value = |key: &str| {
+            let line = text.lines().rev().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))?;
+            let line = line.trim();
+            let inner = ['"', '\'']
+                .iter()
+                .find_map(|quote| line.strip_prefix(*quote)?.strip_suffix(*quote))
+                .unwrap_or(line);
+            (!inner.is_empty()).then(|| inner.replace('\\', ""))
+        };
+        Self {
+            name: value("ID").unwrap_or_default(),
+            version: value("VERSION").or_else(|| value("VERSION_ID")).unwrap_or_default(),
+        }
+    }
+}
+
+/// The best candidate, as far as it is known.
+#[derive(Debug, Clone)]
+pub struct Offer {
+    /// The image.
+    pub image: Arc<Image>,
+    /// The reference it was found under.
+    pub reference: String,
+    /// Layers that are missing; `None` = not known.
+    pub layers_missing: Option<u32>,
+    /// Bytes that are missing; `None` = not known.
+    pub download_size: Option<u64>,
+    /// `available`, `downloaded`, `staged` or `quarantined`.
+    pub state: &'static str,
+}
+
+impl Status {
+    /// Nothing is known.
+    pub(super) fn unknown(warnings: &[String]) -> Self {
+        Self {
+            look: Look::NotYet,
+            found: None,
+            last_check: None,
+            quarantined: HashSet::new(),
+            jobs: Vec::new(),
+            warnings: warnings.to_vec(),
+            os: OsRelease::default(),
+        }
+    }
+
+    /// The deployments, if they could be read.
+    pub fn snapshot(&self) -> Option<&Snapshot> {
+        match &self.look {
+            Look::Seen(snapshot) => Some(snapshot),
+            Look::NotYet | Look::NotBooted | Look::Broken(_) => None,
+        }
+    }
+
+    /// The job that holds the write slot.
+    pub fn active_job(&self) -> Option<JobId> {
+        let mut jobs = self.jobs.iter();
+        jobs.find(|(_, view)| {
+            let view = view.borrow();
+            view.kind != "check" && !view.state.is_final()
+        })
+        .map(|(id, _)| *id)
+    }
+
+    /// The best candidate: what the last check found, else what is cached on disk. The
+    /// booted image is none.
+    pub fn offer(&self) -> Option<Offer> {
+        let snapshot = self.snapshot()?;
+        let booted = snapshot.booted()?.digest();
+        let cached = || {
+            Some(Candidate {
+                image: Arc::new(snapshot.cached_update.clone()?),
+                reference: snapshot.tracking()?.origin.as_ref()?.image.clone(),
+                layers_missing: None,
+                download_size: None,
+            })
+        };
+        // What a check found under another reference is not an update of this host.
+        let tracked = snapshot.tracking()?.origin.as_ref().map(|origin| &origin.image);
+        let found = self.found.clone().filter(|found| Some(&found.reference) == tracked);
+        let found = found.or_else(cached);
+        let candidate = found.filter(|candidate| Some(&candidate.image.digest) != booted)?;
+        let digest = &candidate.image.digest;
+        let staged = snapshot.staged().and_then(|staged| staged.digest()) == Some(digest);
+        let pulled = staged || snapshot.pulled.contains(digest);
+        Some(Offer {
+            reference: candidate.reference.to_string(),
+            layers_missing: if pulled { Some(0) } else { candidate.layers_missing },
+            download_size: if pulled { Some(0) } else { candidate.download_size },
+            state: match (staged, self.quarantined.contains(digest.as_str()), pulled) {
+                (true, ..) => "staged",
+                (false, true, _) => "quarantined",
+                (false, false, true) => "downloaded",
+                (false, false, false) => "available",
+            },
+            image: candidate.image,
+        })
+    }
+
+    /// One word for a tray icon (`Host.UpdateState`).
+    pub fn update_state(&self) -> &'static str {
+        for (_, view) in &self.jobs {
+            let view = view.borrow();
+            if !view.state.is_final()
+                && let Some(word) = word_of_job(&view)
+            {
+                return word;
+            }
+        }
+        let Some(snapshot) = self.snapshot() else { return "unknown" };
+        if snapshot.staged().is_some() {
+            return "staged";
+        }
+        if snapshot.rollback_queued {
+            return "rollback-queued";
+        }
+        match self.offer().map(|offer| offer.state) {
+            Some("available") => "available",
+            Some("downloaded") => "downloaded",
+            Some(_) | None if self.last_check.as_ref().is_some_and(|c| c.error.is_some()) => "failed",
+            Some(_) | None => "idle",
+        }
+    }
+}
+
+/// What a running job means for the host; `None` if it says nothing about updates.
+fn word_of_job(view: &JobView) -> Option<&'static str> {
+    match view.kind {
+        "check" => Some("checking"),
+        "download" | "upgrade" | "switch" => Some(match view.reading.phase {
+            None | Some(Phase::Resolving) => "checking",
+            Some(Phase::Downloading | Phase::Importing) => "downloading",
+            Some(_) => "staging",
+        }),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn os_release_is_read_as_a_shell_would() {
+        let os = OsRelease::parse("# c\nID=debian\nVERSION_ID='12'\nVERSION=\"12 (bookworm)\"\n");
+        assert_eq!(os, OsRelease { name: "debian".into(), version: "12 (bookworm)".into() });
+        let os = OsRelease::parse("ID=\"x\"\nVERSION_ID=7");
+        assert_eq!((os.name.as_str(), os.version.as_str()), ("x", "7"));
+        assert_eq!(OsRelease::parse(""), OsRelease::default());
+    }
+}

@@ -1,0 +1,168 @@
+//! Which layers of an image are here already.
+//!
+//! A layer is here if the ref of its blob points at a commit that loads, or if a layer of a
+//! stored image has the same content in another compression. Invariant: content is taken for
+//! the same only where this program compared it with its `diff_id` when it came in.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use ostree::{gio, glib};
+
+use super::error::{During, Error};
+use super::transaction::{is_complete, resolve};
+use super::{DIGEST_KEY, IMPORTER, IMPORTER_KEY, MANIFEST_KEY, CONFIG_KEY};
+use crate::image::layout::{Image, Layer, LayerKind};
+use crate::image::reference::{Digest, IMAGE_PREFIX, blob_ref};
+
+/// Which layers an import would fetch; each digest once, in the order of the manifest.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// In the repository.
+    pub present: Vec<Layer>,
+    /// To be fetched.
+    pub missing: Vec<Layer>,
+}
+
+impl Plan {
+    /// Bytes to fetch.
+    pub fn download_size(&self) -> u64 {
+        self.missing.iter().map(|layer| layer.size).sum()
+    }
+
+    /// Bytes that need not be fetched.
+    pub fn cached_size(&self) -> u64 {
+        self.present.iter().map(|layer| layer.size).sum()
+    }
+}
+
+/// Compares an image with the repository. Writes nothing, but removes the mark "partial" of a
+/// commit that turns out to be whole.
+///
+/// # Errors
+/// [`Error::Ostree`] when the repository cannot be read.
+pub fn plan(repo: &ostree::Repo, image: &Image) -> Result<Plan, Error> {
+    survey(repo, image, &gio::Cancellable::new()).map(|survey| survey.plan)
+}
+
+/// [`plan`], with a handle of its own to the repository at `path`. Blocks.
+///
+/// # Errors
+/// [`Error::Ostree`] when the repository cannot be read.
+pub fn plan_at(path: &Path, image: &Image) -> Result<Plan, Error> {
+    let repo = ostree::Repo::new_for_path(path);
+    repo.open(gio::Cancellable::NONE).during("opening the repository")?;
+    plan(&repo, image)
+}
+
+/// A plan, and what it found.
+#[derive(Debug, Default)]
+pub(crate) struct Survey {
+    pub(crate) plan: Plan,
+    /// Blob refs to create: the same content is here under another digest.
+    pub(crate) aliases: Vec<(Digest, String)>,
+}
+
+/// [`plan`], with the commits of layers that are known by their content.
+pub(crate) fn survey(
+    repo: &ostree::Repo,
+    image: &Image,
+    cancellable: &gio::Cancellable,
+) -> Result<Survey, Error> {
+    let mut survey = Survey::default();
+    let mut by_content = None;
+    for layer in image.unique_layers() {
+        if let Some(commit) = resolve(repo, &blob_ref(&layer.digest))?
+            && is_complete(repo, &commit, cancellable)?
+        {
+            survey.plan.present.push(layer.clone());
+            continue;
+        }
+        let by_content = match &mut by_content {
+            Some(known) => known,
+            none => none.insert(verified_contents(repo)?),
+        };
+        match by_content.get(&layer.diff_id) {
+            Some(commit)
+                if layer.kind == LayerKind::Plain && is_complete(repo, commit, cancellable)? =>
+            {
+                survey.aliases.push((layer.digest.clone(), commit.clone()));
+                survey.plan.present.push(layer.clone());
+            }
+            _ => survey.plan.missing.push(layer.clone()),
+        }
+    }
+    Ok(survey)
+}
+
+/// `diff_id` → commit, of all plain layers of stored images that we wrote ourselves.
+fn verified_contents(repo: &ostree::Repo) -> Result<HashMap<Digest, String>, Error> {
+    let mut contents = HashMap::new();
+    for commit in image_commits(repo)? {
+        // One broken image must not keep others from being imported.
+        let Some(image) = stored_image(repo, &commit) else { continue };
+        for layer in image.layers {
+            if layer.kind == LayerKind::Plain
+                && layer.diff_id != layer.digest
+                && let Some(commit) = resolve(repo, &blob_ref(&layer.digest))?
+                && is_ours(repo, &commit)
+            {
+                contents.insert(layer.diff_id, commit);
+            }
+        }
+    }
+    Ok(contents)
+}
+
+/// Commits that may carry a manifest: pulled images, deployments, and what is kept for them.
+fn image_commits(repo: &ostree::Repo) -> Result<Vec<String>, Error> {
+    let mut commits = Vec::new();
+    for prefix in [IMAGE_PREFIX, "ostree/container/baseimage", "ostree/0", "ostree/1"] {
+        let refs = repo
+            .list_refs_ext(
+                Some(prefix),
+                ostree::RepoListRefsExtFlags::NONE,
+                gio::Cancellable::NONE,
+            )
+            .during("listing the stored images")?;
+        commits.extend(refs.into_values());
+    }
+    commits.sort();
+    commits.dedup();
+    Ok(commits)
+}
+
+/// The image that a merge commit was made from.
+pub(crate) fn stored_image(repo: &ostree::Repo, commit: &str) -> Option<Image> {
+    let (variant, _) = repo.load_commit(commit).ok()?;
+    let metadata = glib::VariantDict::new(Some(&variant.child_value(0)));
+    let text = |key| metadata.lookup::<String>(key).ok().flatten();
+    let config = text(CONFIG_KEY).unwrap_or_else(|| "null".to_owned());
+    Image::from_commit_metadata(&text(DIGEST_KEY)?, &text(MANIFEST_KEY)?, &config).ok()
+}
+
+/// Whether this program wrote the layer, and so compared it with its `diff_id`.
+fn is_ours(repo: &ostree::Repo, commit: &str) -> bool {
+    let Ok((variant, _)) = repo.load_commit(commit) else { return false };
+    glib::VariantDict::new(Some(&variant.child_value(0)))
+        .lookup::<String>(IMPORTER_KEY)
+        .ok()
+        .flatten()
+        .is_some_and(|importer| importer.starts_with(IMPORTER))
+}
+
+/// Whether every layer's ref resolves to a commit that loads.
+pub(crate) fn has_all_layers(
+    repo: &ostree::Repo,
+    image: &Image,
+    cancellable: &gio::Cancellable,
+) -> Result<bool, Error> {
+    for layer in image.unique_layers() {
+        match resolve(repo, &blob_ref(&layer.digest))? {
+            Some(commit) if is_complete(repo, &commit, cancellable)? => {}
+            _ => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+

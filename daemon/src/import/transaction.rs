@@ -1,0 +1,298 @@
+//! One transaction of one repository handle: trees, commits and refs in, all at once or none.
+//!
+//! libostree renames the objects of a transaction one by one in no particular order. So that
+//! a process killed in between leaves no commit that seems whole, every new commit is marked
+//! partial until the transaction is through. Invariant: refs appear after all their objects.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use ostree::prelude::*;
+use ostree::{ObjectType, TransactionGuard, gio, glib};
+
+use super::error::{During, Error};
+use super::objects::{
+    Attributes, Id, dirmeta, dirtree, hex, parse_hex, write_metadata,
+};
+use super::tree::Dir;
+
+/// An open transaction; dropped without [`Transaction::commit`] it is aborted.
+pub(crate) struct Transaction<'repo> {
+    repo: &'repo ostree::Repo,
+    guard: Option<TransactionGuard<'repo>>,
+    cancellable: gio::Cancellable,
+    /// Metadata objects that were written already.
+    known: HashSet<Id>,
+    /// Commits that are marked partial until the end.
+    marked: Vec<String>,
+}
+
+impl<'repo> Transaction<'repo> {
+    /// Opens a transaction; prune by anybody waits until it is over.
+    pub(crate) fn begin(
+        repo: &'repo ostree::Repo,
+        cancellable: &gio::Cancellable,
+    ) -> Result<Self, Error> {
+        let guard = repo.auto_transaction(Some(cancellable)).during("opening a transaction")?;
+        Ok(Self {
+            repo,
+            guard: Some(guard),
+            cancellable: cancellable.clone(),
+            known: HashSet::new(),
+            marked: Vec::new(),
+        })
+    }
+
+    /// The repository that is written to.
+    pub(crate) fn repo(&self) -> &'repo ostree::Repo {
+        self.repo
+    }
+
+    /// Given to every call of libostree.
+    pub(crate) fn cancellable(&self) -> &gio::Cancellable {
+        &self.cancellable
+    }
+
+    /// Stores a directory's attributes.
+    pub(crate) fn dirmeta(&mut self, attributes: &Attributes) -> Result<Id, Error> {
+        let (id, variant) = dirmeta(attributes);
+        if self.known.insert(id) {
+            write_metadata(self.repo, ObjectType::DirMeta, &id, &variant, &self.cancellable)?;
+        }
+        Ok(id)
+    }
+
+    /// Stores a tree (its directories; the files are there) and tells its identity.
+    pub(crate) fn dirtree(&mut self, dir: &Dir) -> Result<Id, Error> {
+        if self.cancellable.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let mut dirs = Vec::with_capacity(dir.dirs.len());
+        for (name, child) in &dir.dirs {
+            dirs.push((name.as_ref(), self.dirtree(child)?, child.meta));
+        }
+        let files = dir.files.iter().map(|(name, id)| (name.as_ref(), id));
+        let (id, variant) = dirtree(files, dirs.into_iter());
+        if self.known.insert(id) {
+            write_metadata(self.repo, ObjectType::DirTree, &id, &variant, &self.cancellable)?;
+        }
+        Ok(id)
+    }
+
+    /// Stores a commit of `root` without subject, and tells its checksum.
+    pub(crate) fn write_commit(
+        &mut self,
+        root: &Dir,
+        parent: Option<&str>,
+        metadata: &glib::Variant,
+        timestamp: u64,
+    ) -> Result<String, Error> {
+        let tree = hex(&self.dirtree(root)?);
+        let cancellable = Some(&self.cancellable);
+        let mtree = ostree::MutableTree::from_checksum(self.repo, &tree, &hex(&root.meta));
+        let file = self.repo.write_mtree(&mtree, cancellable).during("writing a tree")?;
+        let root = file.downcast::<ostree::RepoFile>().map_err(|_| Error::Ostree {
+            context: "writing a tree",
+            text: "libostree gave back no tree".into(),
+        })?;
+        let commit = self
+            .repo
+            .write_commit_with_time(
+                parent,
+                None,
+                None,
+                Some(metadata),
+                &root,
+                timestamp,
+                cancellable,
+            )
+            .during("writing a commit")?
+            .to_string();
+        self.mark(&commit)?;
+        Ok(commit)
+    }
+
+    /// Marks a commit partial until this transaction is through, unless it is there already.
+    pub(crate) fn mark(&mut self, commit: &str) -> Result<(), Error> {
+        if self.marked.iter().any(|marked| marked == commit) || is_stored(self.repo, commit) {
+            return Ok(());
+        }
+        self.repo.mark_commit_partial(commit, true).during("marking a new commit")?;
+        self.marked.push(commit.to_owned());
+        Ok(())
+    }
+
+    /// Sets a ref when the transaction is committed.
+    pub(crate) fn set_ref(&self, name: &str, commit: &str) {
+        self.repo.transaction_set_ref(None, name, Some(commit));
+    }
+
+    /// Makes everything visible, durably.
+    pub(crate) fn commit(mut self) -> Result<(), Error> {
+        let cancellable = self.cancellable.clone();
+        self.end(Some(&cancellable))
+    }
+
+    /// As [`Transaction::commit`], even if the caller asked to stop: keeps what is done.
+    pub(crate) fn commit_regardless(mut self) -> Result<(), Error> {
+        self.end(None)
+    }
+
+    fn end(&mut self, cancellable: Option<&gio::Cancellable>) -> Result<(), Error> {
+        if let Some(guard) = self.guard.take() {
+            guard.commit(cancellable).during("committing to the repository")?;
+            for commit in self.marked.drain(..) {
+                self.repo.mark_commit_partial(&commit, false).during("completing a commit")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Transaction<'_> {
+    fn drop(&mut self) {
+        // An aborted commit does not exist; one of which only the end failed stays marked.
+        drop(self.guard.take());
+        for commit in self.marked.drain(..) {
+            if !is_stored(self.repo, &commit)
+                && let Err(error) = self.repo.mark_commit_partial(&commit, false)
+            {
+                tracing::debug!(%error, "a mark of an aborted commit could not be removed");
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Transaction<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transaction").finish_non_exhaustive()
+    }
+}
+
+/// Whether the commit is among the visible objects, not only in an open transaction.
+fn is_stored(repo: &ostree::Repo, commit: &str) -> bool {
+    let Some(root) = repo.path().path() else { return false };
+    let (bucket, rest) = commit.split_at_checked(2).unwrap_or((commit, ""));
+    root.join("objects").join(bucket).join(format!("{rest}.commit")).exists()
+}
+
+/// Opens the repository for one thread.
+pub(crate) fn open(
+    path: &std::path::Path,
+    cancellable: &gio::Cancellable,
+) -> Result<ostree::Repo, Error> {
+    let repo = ostree::Repo::new_for_path(path);
+    repo.open(Some(cancellable)).during("opening the repository")?;
+    match repo.mode() {
+        ostree::RepoMode::Bare | ostree::RepoMode::BareUser | ostree::RepoMode::Archive => Ok(repo),
+        mode => Err(Error::Ostree {
+            context: "opening the repository",
+            text: format!("images cannot be stored in a repository of the mode {mode:?}"),
+        }),
+    }
+}
+
+/// The repository's directory for temporary files.
+pub(crate) fn tmp_dir(repo: &ostree::Repo) -> PathBuf {
+    repo.path().path().unwrap_or_default().join("tmp")
+}
+
+/// A tree from its objects; the files are not read.
+pub(crate) fn load_tree(repo: &ostree::Repo, commit: &str) -> Result<Dir, Error> {
+    let (variant, _) = repo.load_commit(commit).during("loading a commit")?;
+    let (tree, meta) = (id_at(&variant, 6)?, id_at(&variant, 7)?);
+    load_dir(repo, &tree, meta)
+}
+
+fn load_dir(repo: &ostree::Repo, tree: &Id, meta: Id) -> Result<Dir, Error> {
+    let variant =
+        repo.load_variant(ObjectType::DirTree, &hex(tree)).during("loading a directory")?;
+    let mut dir = Dir::new(meta);
+    let files = variant.child_value(0);
+    for index in 0..files.n_children() {
+        let file = files.child_value(index);
+        dir.files.insert(name_at(&file)?, id_at(&file, 1)?);
+    }
+    let dirs = variant.child_value(1);
+    for index in 0..dirs.n_children() {
+        let child = dirs.child_value(index);
+        let (tree, meta) = (id_at(&child, 1)?, id_at(&child, 2)?);
+        dir.dirs.insert(name_at(&child)?, load_dir(repo, &tree, meta)?);
+    }
+    Ok(dir)
+}
+
+fn name_at(entry: &glib::Variant) -> Result<Box<str>, Error> {
+    entry.child_value(0).str().map(Box::from).ok_or_else(corrupt)
+}
+
+fn id_at(tuple: &glib::Variant, index: usize) -> Result<Id, Error> {
+    tuple.child_value(index).data().try_into().map_err(|_| corrupt())
+}
+
+fn corrupt() -> Error {
+    Error::Ostree {
+        context: "loading a directory",
+        text: "an object has another shape than expected".into(),
+    }
+}
+
+/// Whether a commit and everything below it is in the repository. A commit that is whole but
+/// still marked partial (the process was killed at the last moment) loses the mark.
+pub(crate) fn is_complete(
+    repo: &ostree::Repo,
+    commit: &str,
+    cancellable: &gio::Cancellable,
+) -> Result<bool, Error> {
+    let Ok((_, state)) = repo.load_commit(commit) else { return Ok(false) };
+    if !state.contains(ostree::RepoCommitState::PARTIAL) {
+        return Ok(load_tree(repo, commit).is_ok());
+    }
+    if !has_all_objects(repo, commit, cancellable)? {
+        return Ok(false);
+    }
+    repo.mark_commit_partial(commit, false).during("completing a commit")?;
+    Ok(true)
+}
+
+/// Whether everything below a commit is there, file by file.
+pub(crate) fn has_all_objects(
+    repo: &ostree::Repo,
+    commit: &str,
+    cancellable: &gio::Cancellable,
+) -> Result<bool, Error> {
+    let Ok(root) = load_tree(repo, commit) else { return Ok(false) };
+    let mut checked = HashSet::new();
+    has_all_below(repo, &root, &mut checked, cancellable)
+}
+
+fn has_all_below(
+    repo: &ostree::Repo,
+    dir: &Dir,
+    checked: &mut HashSet<Id>,
+    cancellable: &gio::Cancellable,
+) -> Result<bool, Error> {
+    let has = |kind, id: &Id| {
+        repo.has_object(kind, &hex(id), Some(cancellable)).during("looking for an object")
+    };
+    if checked.insert(dir.meta) && !has(ObjectType::DirMeta, &dir.meta)? {
+        return Ok(false);
+    }
+    for id in dir.files.values() {
+        if checked.insert(*id) && !has(ObjectType::File, id)? {
+            return Ok(false);
+        }
+    }
+    for child in dir.dirs.values() {
+        if !has_all_below(repo, child, checked, cancellable)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The checksum a ref points at, if there is such a ref.
+pub(crate) fn resolve(repo: &ostree::Repo, name: &str) -> Result<Option<String>, Error> {
+    let commit = repo.resolve_rev(name, true).during("looking up a ref")?;
+    Ok(commit.filter(|commit| parse_hex(commit).is_some()).map(|commit| commit.to_string()))
+}

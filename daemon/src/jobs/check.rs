@@ -1,0 +1,50 @@
+//! `Check`: is there something new? Writes nothing but the cached update.
+
+use super::{Fact, Job, Outcome, now, source};
+use crate::error::Error;
+use crate::sysroot;
+
+pub(super) async fn run(job: &Job, max_age: Option<u64>) -> Result<Outcome, Error> {
+    let snapshot = job.sysroot.snapshot().await?;
+    let origin = source::tracked(&snapshot)?;
+    let fresh = match (max_age, job.last_check) {
+        (Some(max_age), Some(last)) => now().saturating_sub(last) <= max_age,
+        _ => false,
+    };
+    if fresh && let Some(known) = job.found.borrow().clone() {
+        return Ok(outcome(&snapshot, &known.image));
+    }
+    let found = source::resolve(job, &origin, None).await?;
+    let digest = &found.image.digest;
+    if let Some(tracking) = snapshot.tracking()
+        && snapshot.booted().and_then(|booted| booted.digest()) != Some(digest)
+    {
+        // It is where bootc and the next start of the daemon find it; without it the
+        // answer is still right.
+        let written =
+            sysroot::cache_update(&job.sysroot, tracking.checksum.clone(), &found.image).await;
+        if let Err(error) = written {
+            tracing::warn!(%error, "the found update is not remembered on disk");
+        }
+    }
+    Ok(outcome(&snapshot, &found.image))
+}
+
+fn outcome(snapshot: &sysroot::Snapshot, image: &crate::image::layout::Image) -> Outcome {
+    let is = |deployment: Option<&sysroot::Deployment>| {
+        deployment.and_then(|deployment| deployment.digest()) == Some(&image.digest)
+    };
+    let available = !is(snapshot.booted()) && !is(snapshot.staged());
+    let mut facts = vec![
+        ("digest", Fact::Text(image.digest.to_string())),
+        ("changed", Fact::Flag(available)),
+        ("staged", Fact::Flag(is(snapshot.staged()))),
+    ];
+    if let Some(version) = image.version() {
+        facts.push(("version", Fact::Text(version.to_owned())));
+    }
+    if !is(snapshot.booted()) {
+        facts.push(("update", Fact::Update(image.digest.clone())));
+    }
+    Outcome { facts }
+}

@@ -1,0 +1,250 @@
+//! What the host can be asked to do: one file a job, its steps from top to bottom.
+//!
+//! Owns the requests, what a job is given ([`Job`]) and what it leaves ([`Outcome`]).
+//! Invariants: a job starts from a fresh snapshot and checks its preconditions again
+//! under the sysroot lock; a failure at any step leaves the booted and the rollback
+//! deployment as they were; nothing reboots on doubt.
+
+mod apply;
+mod check;
+mod discard;
+pub mod progress;
+mod rollback;
+mod source;
+mod upgrade;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::error::Error;
+use crate::image::layout::Image;
+use crate::image::reference::{Digest, ImageReference, OriginReference};
+use crate::observe::logind::Logind;
+use crate::record::{self, Quarantine};
+use crate::sysroot::Sysroot;
+use progress::{Phases, Progress, phases};
+
+pub use source::direction;
+pub use upgrade::Pull;
+
+/// A job to do, with its options understood.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Request {
+    /// Look for something new; an answer of at most this age (seconds) will do.
+    Check {
+        /// Seconds.
+        max_age: Option<u64>,
+    },
+    /// Pull the tracked image without staging.
+    Download(Pull),
+    /// Pull and stage the tracked image.
+    Upgrade(Pull),
+    /// Pull and stage another image, which is tracked from then on.
+    Switch(OriginReference, Pull),
+    /// Order the previous deployment first, at once.
+    Rollback {
+        /// Go back to the deployment with this digest instead of the previous one.
+        digest: Option<Digest>,
+        /// The caller agreed to lose what is staged.
+        discard_staged: bool,
+        /// Remember the digest left behind.
+        quarantine: bool,
+        /// Reboot then.
+        apply: bool,
+    },
+    /// Order the booted deployment first again.
+    CancelRollback,
+    /// Reboot into the default deployment.
+    Apply {
+        /// Only if this digest boots next.
+        digest: Option<Digest>,
+        /// Although an inhibitor forbids it.
+        ignore_inhibitors: bool,
+    },
+    /// Remove what is not needed.
+    Discard {
+        /// What.
+        what: Vec<Discardable>,
+        /// Only tell.
+        dry_run: bool,
+    },
+}
+
+/// What `Discard` can remove.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Discardable {
+    /// The staged deployment.
+    Staged,
+    /// The rollback deployment, unless it is pinned.
+    Rollback,
+    /// Downloads that were not staged.
+    Cache,
+    /// Images and objects that nothing refers to.
+    Unreferenced,
+}
+
+impl Request {
+    /// The name in `Job.Kind`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Request::Check { .. } => "check",
+            Request::Download(_) => "download",
+            Request::Upgrade(_) => "upgrade",
+            Request::Switch(..) => "switch",
+            Request::Rollback { .. } => "rollback",
+            Request::CancelRollback => "cancel-rollback",
+            Request::Apply { .. } => "apply",
+            Request::Discard { .. } => "discard",
+        }
+    }
+
+    /// The phases that it goes through.
+    pub fn phases(&self) -> Phases {
+        match self {
+            Request::Check { .. } => phases::CHECK,
+            Request::Download(_) => phases::DOWNLOAD,
+            Request::Upgrade(_) | Request::Switch(..) => phases::UPGRADE,
+            Request::Rollback { .. } | Request::CancelRollback => phases::ROLLBACK,
+            Request::Apply { .. } => phases::APPLY,
+            Request::Discard { .. } => phases::DISCARD,
+        }
+    }
+
+    /// Whether it may run beside another job.
+    pub fn is_read(&self) -> bool {
+        matches!(self, Request::Check { .. })
+    }
+
+    /// Whether it talks to a registry, which needs a configuration that can be trusted.
+    pub fn uses_network(&self) -> bool {
+        match self {
+            Request::Check { .. }
+            | Request::Download(_)
+            | Request::Upgrade(_)
+            | Request::Switch(..) => true,
+            Request::Rollback { .. }
+            | Request::CancelRollback
+            | Request::Apply { .. }
+            | Request::Discard { .. } => false,
+        }
+    }
+}
+
+/// One result of a job, as a plain value.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Fact {
+    /// Text.
+    Text(String),
+    /// Yes or no.
+    Flag(bool),
+    /// A number, mostly bytes.
+    Number(u64),
+    /// A deployment by id.
+    Deployment(String),
+    /// A candidate by digest.
+    Update(Digest),
+}
+
+/// Results by key, in the words of `Job.Result`.
+pub type Facts = Vec<(&'static str, Fact)>;
+
+/// What a check found.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// The image.
+    pub image: Arc<Image>,
+    /// The reference it was found under.
+    pub reference: ImageReference,
+    /// Layers that are missing here; `None` = not known.
+    pub layers_missing: Option<u32>,
+    /// Compressed bytes that are missing here; `None` = not known.
+    pub download_size: Option<u64>,
+}
+
+/// What a job leaves behind when it succeeds.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// For `Job.Result`.
+    pub facts: Facts,
+}
+
+/// What a job works with.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// The deployments.
+    pub sysroot: Sysroot,
+    /// The configuration at the time the job began.
+    pub config: Arc<Config>,
+    /// Digests that are not staged by themselves.
+    pub quarantine: Arc<Mutex<Result<Quarantine, record::Error>>>,
+    /// Sessions, inhibitors, reboot.
+    pub logind: Logind,
+    /// Where to say how far it is.
+    pub progress: Progress,
+    /// Fires when somebody cancels.
+    pub cancel: CancellationToken,
+    /// When the last successful check was (unix seconds), for `max-age`.
+    pub last_check: Option<u64>,
+    /// Where the candidate goes as soon as it is known.
+    pub found: tokio::sync::watch::Sender<Option<Candidate>>,
+}
+
+impl Job {
+    /// Does it.
+    pub async fn run(&self, request: &Request) -> Result<Outcome, Error> {
+        match request {
+            Request::Check { max_age } => check::run(self, *max_age).await,
+            Request::Download(pull) => upgrade::download(self, pull).await,
+            Request::Upgrade(pull) => upgrade::upgrade(self, pull).await,
+            Request::Switch(origin, pull) => upgrade::switch(self, origin, pull).await,
+            Request::Rollback { digest, discard_staged, quarantine, apply } => {
+                let back = rollback::Back {
+                    digest: digest.as_ref(),
+                    discard_staged: *discard_staged,
+                    quarantine: *quarantine,
+                };
+                rollback::run(self, &back, *apply).await
+            }
+            Request::CancelRollback => rollback::cancel(self).await,
+            Request::Apply { digest, ignore_inhibitors } => {
+                apply::run(self, digest.as_ref(), *ignore_inhibitors).await
+            }
+            Request::Discard { what, dry_run } => discard::run(self, what, *dry_run).await,
+        }
+    }
+
+    /// Ends the job here if somebody cancelled it.
+    fn check_cancelled(&self) -> Result<(), Error> {
+        if self.cancel.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
+    }
+
+    /// Why a digest is quarantined. An unreadable list is an error: any doubt means no.
+    fn quarantined(&self, digest: &Digest) -> Result<Option<record::Reason>, Error> {
+        let list = self.quarantine.lock().unwrap_or_else(PoisonError::into_inner);
+        let list = list.as_ref().map_err(|error| Error::Record(error.clone()))?;
+        Ok(list.reason(digest.as_str()).cloned())
+    }
+
+    /// Changes the quarantine on a thread that may wait for the disk.
+    async fn change_quarantine<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut Quarantine) -> Result<T, record::Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let list = self.quarantine.clone();
+        let write = move || {
+            let mut list = list.lock().unwrap_or_else(PoisonError::into_inner);
+            let list = list.as_mut().map_err(|error| error.clone())?;
+            change(list)
+        };
+        let written = tokio::task::spawn_blocking(write).await;
+        Ok(written.map_err(|error| Error::Internal(error.to_string()))??)
+    }
+}
+
+/// Unix seconds now.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}

@@ -1,0 +1,129 @@
+//! `Rollback` and `CancelRollback`: the boot order, changed at once and for good.
+//!
+//! Owns the rule that a rollback sticks: the digest left behind is on the quarantine
+//! list, on disk, before the boot order changes. A power cut between the two leaves the
+//! host on the newer image with the older one not offered, never the other way round.
+
+use super::progress::Phase;
+use super::{Fact, Job, Outcome, apply, now};
+use crate::error::Error;
+use crate::image::reference::Digest;
+use crate::record::Reason;
+use crate::state::{self, Command, State};
+use crate::sysroot::{Deployment, Snapshot};
+
+/// How to go back.
+pub(super) struct Back<'a> {
+    pub(super) digest: Option<&'a Digest>,
+    pub(super) discard_staged: bool,
+    pub(super) quarantine: bool,
+}
+
+fn state_of(snapshot: &Snapshot) -> State {
+    match (snapshot.is_booted, snapshot.staged(), snapshot.rollback_queued) {
+        (false, _, _) => State::NotBooted,
+        (true, Some(_), _) => State::Staged,
+        (true, None, true) => State::RollbackQueued,
+        (true, None, false) => State::Idle,
+    }
+}
+
+/// The deployment to go back to.
+fn target<'a>(snapshot: &'a Snapshot, digest: Option<&Digest>) -> Result<&'a Deployment, Error> {
+    let none = || {
+        Error::NoRollback(
+            "there is no previous deployment to go back to; one appears after the next update".into(),
+        )
+    };
+    let Some(digest) = digest else { return snapshot.rollback().ok_or_else(none) };
+    let booted = snapshot.booted().ok_or(Error::NotBooted)?;
+    snapshot
+        .deployments
+        .iter()
+        .find(|d| d.digest() == Some(digest) && d.id != booted.id && d.stateroot == booted.stateroot)
+        .ok_or_else(|| {
+            Error::NoRollback(format!("no deployment has the digest {digest}; see the status"))
+        })
+}
+
+pub(super) async fn run(job: &Job, back: &Back<'_>, reboot: bool) -> Result<Outcome, Error> {
+    let lock = job.sysroot.lock(job.config.lock_wait, &job.cancel).await?;
+    let snapshot = job.sysroot.snapshot().await?;
+    let target = target(&snapshot, back.digest);
+    let command =
+        Command::Rollback { possible: target.is_ok(), discard_staged: back.discard_staged };
+    state::next(state_of(&snapshot), command)
+        .map_err(|refused| Error::refused(refused, &snapshot))?;
+    let target = target?;
+    let booted = snapshot.booted().ok_or(Error::NotBooted)?;
+    job.progress.enter(Phase::Bootloader, format!("ordering {} first", target.id));
+    job.check_cancelled()?;
+    job.progress.point_of_no_return();
+    if back.quarantine {
+        remember(job, &snapshot, target).await?;
+    }
+    lock.boot_next(target.id.clone(), &job.cancel).await?;
+    drop(lock);
+    let mut facts = vec![
+        ("changed", Fact::Flag(true)),
+        ("deployment", Fact::Deployment(target.id.clone())),
+        ("reboot", Fact::Text("reboot".into())),
+    ];
+    if let Some(digest) = target.digest() {
+        facts.push(("digest", Fact::Text(digest.to_string())));
+    }
+    if let Some(left) = booted.digest() {
+        facts.push(("left", Fact::Text(left.to_string())));
+    }
+    if reboot {
+        apply::reboot(job, false).await?;
+    }
+    Ok(Outcome { facts })
+}
+
+/// Puts what is left behind on the list: the booted image, and a staged one that goes.
+async fn remember(job: &Job, snapshot: &Snapshot, target: &Deployment) -> Result<(), Error> {
+    let to_digest = target.digest().map(Digest::to_string).unwrap_or_default();
+    let left: Vec<String> = [snapshot.booted(), snapshot.staged()]
+        .into_iter()
+        .flatten()
+        .filter_map(|deployment| deployment.digest())
+        .map(Digest::to_string)
+        .filter(|digest| *digest != to_digest)
+        .collect();
+    job.change_quarantine(move |list| {
+        for digest in &left {
+            let reason = Reason {
+                reason: "user-rollback".into(),
+                since: now(),
+                to_digest: to_digest.clone(),
+            };
+            list.add(digest, reason)?;
+        }
+        list.lift(&to_digest)
+    })
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn cancel(job: &Job) -> Result<Outcome, Error> {
+    let lock = job.sysroot.lock(job.config.lock_wait, &job.cancel).await?;
+    let snapshot = job.sysroot.snapshot().await?;
+    state::next(state_of(&snapshot), Command::CancelRollback)
+        .map_err(|refused| Error::refused(refused, &snapshot))?;
+    let booted = snapshot.booted().ok_or(Error::NotBooted)?;
+    job.progress.enter(Phase::Bootloader, format!("ordering {} first again", booted.id));
+    job.check_cancelled()?;
+    job.progress.point_of_no_return();
+    lock.boot_next(booted.id.clone(), &job.cancel).await?;
+    if let Some(digest) = booted.digest().map(Digest::to_string) {
+        job.change_quarantine(move |list| list.lift(&digest)).await?;
+    }
+    Ok(Outcome {
+        facts: vec![
+            ("changed", Fact::Flag(true)),
+            ("deployment", Fact::Deployment(booted.id.clone())),
+            ("reboot", Fact::Text("none".into())),
+        ],
+    })
+}

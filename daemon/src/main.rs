@@ -1,0 +1,157 @@
+//! `ostewardd`: the steward of an image-based Linux host, on the system bus.
+//!
+//! Owns the wiring and the life of the process: log, configuration, connection, parts,
+//! objects, name; then idle exit or a signal, and the same in reverse. Invariant: once
+//! the name is given up, what was asked before is still answered, and a job that was
+//! started meanwhile keeps the process alive.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Parser;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use zbus::Connection;
+
+use ostewardd::engine::{Engine, OsRelease, Parts};
+use ostewardd::observe::logind::Logind;
+use ostewardd::sysroot::{self, Sysroot};
+use ostewardd::{config, lifetime, report, service};
+
+/// After the name is released: how long a call that was under way may still become a job.
+const LAST_CALLS: Duration = Duration::from_millis(200);
+/// How long running jobs may take to stop at a shutdown.
+const STOP_JOBS: Duration = Duration::from_secs(60);
+
+/// The steward of an image-based Linux host: pulls, stages and rolls back OCI images with
+/// ostree, and answers on D-Bus as org.osteward1. Started by systemd when a client calls.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// D-Bus address to serve on instead of the system bus
+    #[arg(long, value_name = "ADDRESS")]
+    bus: Option<String>,
+    /// Only check the configuration: print what is wrong and exit with 1, or exit with 0
+    #[arg(long)]
+    check_config: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if arguments.check_config {
+        return check_config();
+    }
+    report::start_log();
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("ostewardd cannot go on: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn check_config() -> ExitCode {
+    match config::load(Path::new("/")) {
+        Ok((_, warnings)) => {
+            warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let (config, warnings) = match config::load(Path::new("/")) {
+        Ok((config, warnings)) => (Ok(config), warnings),
+        Err(error) => {
+            tracing::error!(%error, "the configuration cannot be used; nothing will be fetched");
+            (Err(error.to_string()), Vec::new())
+        }
+    };
+    let idle_timeout = config.clone().unwrap_or_default().idle_timeout;
+    let connection = connect(arguments.bus.as_deref()).await?;
+    let sysroot = Sysroot::spawn(Path::new("/")).context("cannot start the sysroot thread")?;
+    let (notices, changes) = mpsc::channel(1);
+    tokio::spawn(async move {
+        if let Err(error) = sysroot::watch(PathBuf::from("/"), notices).await {
+            tracing::warn!(%error, "changes by other tools will not be noticed");
+        }
+    });
+    let logind = Logind::new(connection.clone());
+    let parts = Parts {
+        sysroot,
+        config,
+        warnings,
+        os: os_release(),
+        logind: logind.clone(),
+        state_directory: directory("STATE_DIRECTORY", "/var/lib/osteward"),
+        runtime_directory: directory("RUNTIME_DIRECTORY", "/run/osteward"),
+    };
+    let engine = Engine::spawn(parts, changes);
+    service::serve(&connection, engine.clone(), logind).await.context("cannot serve the objects")?;
+    let mut signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
+    tokio::spawn(lifetime::feed_watchdog(engine.clone()));
+    tokio::spawn(report::follow(engine.clone()));
+    loop {
+        connection.request_name(osteward_dbus::BUS_NAME).await.context("cannot own the bus name")?;
+        report::notify(&[sd_notify::NotifyState::Ready]);
+        let stop = serve_until_idle(&connection, &engine, idle_timeout, &mut signals).await;
+        report::notify(&[sd_notify::NotifyState::Stopping]);
+        connection.release_name(osteward_dbus::BUS_NAME).await?;
+        if stop {
+            lifetime::stop_jobs(&engine, STOP_JOBS).await;
+            break;
+        }
+        // The bus has queued everything that was meant for the name before the release
+        // was answered; give it the time to become a job.
+        tokio::time::sleep(LAST_CALLS).await;
+        if !lifetime::has_jobs(&engine) {
+            tracing::info!("nothing to do, exiting; the next call starts the daemon again");
+            break;
+        }
+    }
+    connection.close().await.context("cannot close the connection")
+}
+
+/// Returns true when a signal asks to stop, false when nobody needs the daemon.
+async fn serve_until_idle(
+    connection: &Connection,
+    engine: &Engine,
+    timeout: Duration,
+    signals: &mut [Signal; 2],
+) -> bool {
+    let [terminate, interrupt] = signals;
+    tokio::select! {
+        _ = terminate.recv() => true,
+        _ = interrupt.recv() => true,
+        () = lifetime::until_idle(connection, engine, timeout) => false,
+    }
+}
+
+async fn connect(address: Option<&str>) -> anyhow::Result<Connection> {
+    let (builder, what) = match address {
+        Some(address) => (zbus::connection::Builder::address(address), address),
+        None => (zbus::connection::Builder::system(), "the system bus"),
+    };
+    builder.build().await.with_context(|| format!("cannot connect to {what}"))
+}
+
+/// systemd tells where the unit's directories are (systemd.exec(5)).
+fn directory(variable: &str, default: &str) -> PathBuf {
+    std::env::var_os(variable).map_or_else(|| default.into(), PathBuf::from)
+}
+
+/// os-release(5): `/etc` wins over `/usr/lib`.
+fn os_release() -> OsRelease {
+    let text = std::fs::read_to_string("/etc/os-release")
+        .or_else(|_| std::fs::read_to_string("/usr/lib/os-release"))
+        .unwrap_or_default();
+    OsRelease::parse(&text)
+}

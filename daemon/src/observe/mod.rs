@@ -1,0 +1,3 @@
+//! Facts about the host, and the few requests that are made of it.
+
+pub mod logind;

@@ -1,0 +1,321 @@
+//! `org.osteward1.Host`: the status and the operations of the booted system.
+//!
+//! Owns the translation of a call into a request: parse the options, authorise, submit,
+//! export the job, reply. Invariants: no method waits for a job or for the sysroot; the
+//! polkit action follows from the options alone.
+
+use osteward_dbus::Error;
+use osteward_dbus::options::{
+    ApplyOptions, CancelRollbackOptions, CheckOptions, DiscardOptions, DownloadOptions, NoOptions,
+    RollbackOptions, UpgradeOptions,
+};
+use osteward_dbus::types::{Dict, HostInfo};
+use zbus::message::Header;
+use zbus::{Connection, OwnedObjectPath};
+
+use super::auth::{self, Action, Details};
+use super::publish::Publisher;
+use super::{parse, translate};
+use crate::engine::{Caller, Engine};
+use crate::image::reference::parse_user_input;
+use crate::jobs::{Pull, Request};
+use crate::observe::logind::Logind;
+
+/// The object.
+#[derive(Debug)]
+pub struct Host {
+    engine: Engine,
+    publisher: Publisher,
+    logind: Logind,
+}
+
+/// A call on its way to becoming a job.
+struct Call<'a> {
+    connection: &'a Connection,
+    header: Header<'a>,
+    label: Option<String>,
+    reason: Option<String>,
+}
+
+impl Host {
+    /// The object in front of that engine.
+    pub fn new(engine: Engine, publisher: Publisher, logind: Logind) -> Self {
+        Self { engine, publisher, logind }
+    }
+
+    fn record(&self) -> HostInfo {
+        translate::host(&self.engine.status())
+    }
+
+    /// Authorises a call and makes its job.
+    async fn start(
+        &self,
+        call: Call<'_>,
+        request: Request,
+        actions: &[Action],
+        digest: &str,
+    ) -> Result<OwnedObjectPath, Error> {
+        let label = parse::label(call.label)?;
+        let reason = call.reason.unwrap_or_default();
+        let image = match &request {
+            Request::Switch(origin, _) => origin.image.to_string(),
+            _ => self.tracked_image(),
+        };
+        let details = Details { kind: request.kind(), image: &image, digest, reason: &reason };
+        let uid = auth::require(call.connection, &call.header, actions, &details).await?;
+        let caller = Caller { uid, label, reason };
+        let job = self.engine.submit(request, caller).await.map_err(|error| error.to_bus())?;
+        self.publisher.sync().await;
+        Ok(translate::job_path(job))
+    }
+
+    fn tracked_image(&self) -> String {
+        let status = self.engine.status();
+        let tracking = status.snapshot().and_then(|snapshot| snapshot.tracking());
+        tracking.map(|tracking| tracking.origin_text.clone()).unwrap_or_default()
+    }
+
+    /// What a reboot on behalf of the caller needs. Not knowing who is logged in counts
+    /// as somebody.
+    async fn reboot_actions(&self, call: &Call<'_>) -> Result<Vec<Action>, Error> {
+        let uid = auth::uid(call.connection, &call.header).await?;
+        let mut actions = vec![Action::Apply];
+        if uid != 0 && self.logind.others_are_logged_in(uid).await.unwrap_or(true) {
+            actions.push(Action::ApplyMultipleSessions);
+        }
+        Ok(actions)
+    }
+
+    /// What pulling an image of the tracked reference needs: another digest than the
+    /// known candidate's may be an older one.
+    fn pull_action(&self, pull: &Pull, usual: Action) -> Action {
+        let known = self.engine.status().offer().map(|offer| offer.image.digest.clone());
+        if pull.allow_downgrade || (pull.digest.is_some() && pull.digest != known) {
+            Action::Downgrade
+        } else {
+            usual
+        }
+    }
+}
+
+#[zbus::interface(name = "org.osteward1.Host", introspection_docs = false)]
+impl Host {
+    #[zbus(out_args("status"))]
+    fn status(&self, options: NoOptions) -> Result<Dict, Error> {
+        let NoOptions {} = options;
+        Ok(translate::status(&self.engine.status()).to_dict()?)
+    }
+
+    #[zbus(out_args("job"))]
+    async fn check(
+        &self,
+        options: CheckOptions,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let CheckOptions { max_age, client_label: label, reason } = options;
+        let call = Call { connection, header, label, reason };
+        self.start(call, Request::Check { max_age }, &[Action::Check], "").await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn download(
+        &self,
+        options: DownloadOptions,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let DownloadOptions { digest, allow_downgrade, client_label: label, reason } = options;
+        let pull = Pull {
+            digest: parse::digest(digest.as_deref())?,
+            allow_downgrade: allow_downgrade.unwrap_or(false),
+            ..Pull::default()
+        };
+        let action = self.pull_action(&pull, Action::Download);
+        let call = Call { connection, header, label, reason };
+        let digest = digest.unwrap_or_default();
+        self.start(call, Request::Download(pull), &[action], &digest).await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn upgrade(
+        &self,
+        options: UpgradeOptions,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let pull = parse::pull(&options)?;
+        let UpgradeOptions { digest, client_label: label, reason, .. } = options;
+        let call = Call { connection, header, label, reason };
+        let mut actions = vec![self.pull_action(&pull, Action::UpgradeUnverified)];
+        if pull.apply {
+            actions.extend(self.reboot_actions(&call).await?);
+        }
+        self.start(call, Request::Upgrade(pull), &actions, &digest.unwrap_or_default()).await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn switch(
+        &self,
+        image: &str,
+        options: UpgradeOptions,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let origin = parse_user_input(image)
+            .map_err(|error| Error::InvalidArgs(format!("{image:?} is no image reference: {error}")))?;
+        let pull = parse::pull(&options)?;
+        let UpgradeOptions { digest, client_label: label, reason, .. } = options;
+        let call = Call { connection, header, label, reason };
+        let mut actions = vec![Action::Switch];
+        if pull.apply {
+            actions.extend(self.reboot_actions(&call).await?);
+        }
+        self.start(call, Request::Switch(origin, pull), &actions, &digest.unwrap_or_default()).await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn rollback(
+        &self,
+        options: RollbackOptions,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let RollbackOptions { digest, discard_staged, quarantine, apply, client_label, reason } =
+            options;
+        let apply = parse::apply(apply.as_deref())?;
+        let request = Request::Rollback {
+            digest: parse::digest(digest.as_deref())?,
+            discard_staged: discard_staged.unwrap_or(false),
+            quarantine: quarantine.unwrap_or(true),
+            apply,
+        };
+        let call = Call { connection, header, label: client_label, reason };
+        let mut actions = vec![Action::Rollback];
+        if apply {
+            actions.extend(self.reboot_actions(&call).await?);
+        }
+        self.start(call, request, &actions, &digest.unwrap_or_default()).await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn cancel_rollback(
+        &self,
+        options: CancelRollbackOptions,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let CancelRollbackOptions { client_label: label, reason } = options;
+        let call = Call { connection, header, label, reason };
+        self.start(call, Request::CancelRollback, &[Action::Rollback], "").await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn apply(
+        &self,
+        options: ApplyOptions,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let ApplyOptions { digest, ignore_inhibitors, client_label: label, reason } = options;
+        let ignore_inhibitors = ignore_inhibitors.unwrap_or(false);
+        let request =
+            Request::Apply { digest: parse::digest(digest.as_deref())?, ignore_inhibitors };
+        let call = Call { connection, header, label, reason };
+        let mut actions = self.reboot_actions(&call).await?;
+        if ignore_inhibitors {
+            actions.push(Action::IgnoreInhibit);
+        }
+        self.start(call, request, &actions, &digest.unwrap_or_default()).await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn discard(
+        &self,
+        what: Vec<String>,
+        options: DiscardOptions,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let DiscardOptions { dry_run, client_label: label, reason } = options;
+        let what = parse::discardables(&what)?;
+        let request = Request::Discard { what, dry_run: dry_run.unwrap_or(false) };
+        let call = Call { connection, header, label, reason };
+        self.start(call, request, &[Action::Manage], "").await
+    }
+
+    #[zbus(property)]
+    fn booted_deployment(&self) -> OwnedObjectPath {
+        self.record().booted_deployment
+    }
+
+    #[zbus(property)]
+    fn staged_deployment(&self) -> OwnedObjectPath {
+        self.record().staged_deployment
+    }
+
+    #[zbus(property)]
+    fn default_deployment(&self) -> OwnedObjectPath {
+        self.record().default_deployment
+    }
+
+    #[zbus(property)]
+    fn rollback_deployment(&self) -> OwnedObjectPath {
+        self.record().rollback_deployment
+    }
+
+    #[zbus(property)]
+    fn rollback_queued(&self) -> bool {
+        self.record().rollback_queued
+    }
+
+    #[zbus(property)]
+    fn deployments(&self) -> Vec<OwnedObjectPath> {
+        self.record().deployments
+    }
+
+    #[zbus(property)]
+    fn stateroot(&self) -> String {
+        self.record().stateroot
+    }
+
+    #[zbus(property)]
+    fn os_name(&self) -> String {
+        self.record().os_name
+    }
+
+    #[zbus(property)]
+    fn os_version(&self) -> String {
+        self.record().os_version
+    }
+
+    #[zbus(property)]
+    fn boot_digest(&self) -> String {
+        self.record().boot_digest
+    }
+
+    #[zbus(property)]
+    fn tracking(&self) -> Dict {
+        self.record().tracking
+    }
+
+    #[zbus(property)]
+    fn update_state(&self) -> String {
+        self.record().update_state
+    }
+
+    #[zbus(property)]
+    fn update(&self) -> OwnedObjectPath {
+        self.record().update
+    }
+
+    #[zbus(property)]
+    fn last_check(&self) -> Dict {
+        self.record().last_check
+    }
+
+    #[zbus(property)]
+    fn reboot_required(&self) -> String {
+        self.record().reboot_required
+    }
+}

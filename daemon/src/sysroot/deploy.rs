@@ -1,0 +1,122 @@
+//! Changes of the boot order: stage, roll back, undo it, drop what is staged.
+//!
+//! Owns the calls that change which deployment boots next. Invariants: all happen under
+//! the sysroot lock; the booted deployment stays in every list that is written; the
+//! kernel arguments and /etc of a new deployment come from libostree's own merge.
+
+use ostree::{gio, glib};
+use tokio_util::sync::CancellationToken;
+
+use super::{Error, Lock};
+use crate::image::reference::OriginReference;
+
+/// The origin key that names a container image (on-disk notes 1.6).
+pub(super) const ORIGIN_KEY: &str = "container-image-reference";
+
+/// A deployment that now waits for finalization.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Staged {
+    /// The commit.
+    pub checksum: String,
+    /// ostree's serial.
+    pub serial: i32,
+}
+
+impl Lock {
+    /// Stages `commit` with `origin` for the next boot, finalized by libostree's own
+    /// unit at shutdown. Whatever was staged before is replaced (callers check first).
+    pub async fn stage(
+        &self,
+        commit: String,
+        origin: &OriginReference,
+        cancel: &CancellationToken,
+    ) -> Result<Staged, Error> {
+        let origin = origin.to_string();
+        self.change(cancel, move |sysroot, cancellable| {
+            let booted = sysroot.booted_deployment().ok_or(Error::NotBooted)?;
+            let stateroot = booted.osname();
+            let keyfile = glib::KeyFile::new();
+            keyfile.set_string("origin", ORIGIN_KEY, &origin);
+            let merge = sysroot.merge_deployment(Some(&stateroot));
+            let deployment = sysroot.stage_tree_with_options(
+                Some(&stateroot),
+                &commit,
+                Some(&keyfile),
+                merge.as_ref(),
+                &ostree::SysrootDeployTreeOpts::default(),
+                Some(cancellable),
+            )?;
+            Ok(Staged {
+                checksum: deployment.csum().to_string(),
+                serial: deployment.deployserial(),
+            })
+        })
+        .await
+    }
+
+    /// Puts the deployment `id` first in the boot order, at once. A staged deployment is
+    /// dropped (callers check first).
+    pub async fn boot_next(&self, id: String, cancel: &CancellationToken) -> Result<(), Error> {
+        self.change(cancel, move |sysroot, cancellable| {
+            let mut order: Vec<ostree::Deployment> =
+                sysroot.deployments().into_iter().filter(|d| !d.is_staged()).collect();
+            let position = order.iter().position(|d| matches(d, &id)).ok_or_else(|| {
+                Error::NoDeployment(format!(
+                    "deployment {id} is gone; look at the status and try again"
+                ))
+            })?;
+            let first = order.remove(position);
+            // Booted next after it, so that clean-up and a second rollback find it.
+            if let Some(booted) = sysroot.booted_deployment()
+                && let Some(at) = order.iter().position(|d| d.equal(&booted))
+            {
+                let booted = order.remove(at);
+                order.insert(0, booted);
+            }
+            order.insert(0, first);
+            write(sysroot, &order, cancellable)
+        })
+        .await
+    }
+
+    /// Writes the list without the deployments that `drop` names by id; the booted one
+    /// and pinned ones always stay. Returns how many went.
+    pub async fn undeploy(
+        &self,
+        drop: Vec<String>,
+        cancel: &CancellationToken,
+    ) -> Result<usize, Error> {
+        self.change(cancel, move |sysroot, cancellable| {
+            let all = sysroot.deployments();
+            let booted = sysroot.booted_deployment().ok_or(Error::NotBooted)?;
+            let kept: Vec<ostree::Deployment> = all
+                .iter()
+                .filter(|d| {
+                    let named = drop.iter().any(|id| matches(d, id));
+                    d.equal(&booted) || d.is_pinned() || !named
+                })
+                .cloned()
+                .collect();
+            if kept.len() < all.len() {
+                write(sysroot, &kept, cancellable)?;
+            }
+            Ok(all.len() - kept.len())
+        })
+        .await
+    }
+}
+
+fn matches(deployment: &ostree::Deployment, id: &str) -> bool {
+    let checksum = deployment.csum();
+    id == format!("d_{}_{}", &checksum[..16.min(checksum.len())], deployment.deployserial())
+}
+
+/// Clean-up is a step of its own: it must not delay, or fail, the change of order.
+fn write(
+    sysroot: &ostree::Sysroot,
+    order: &[ostree::Deployment],
+    cancellable: &gio::Cancellable,
+) -> Result<(), Error> {
+    let options = ostree::SysrootWriteDeploymentsOpts { do_postclean: false, ..Default::default() };
+    Ok(sysroot.write_deployments_with_options(order, &options, Some(cancellable))?)
+}

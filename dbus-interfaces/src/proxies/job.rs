@@ -1,0 +1,126 @@
+//! The proxy of `org.osteward1.Job`: something the daemon does, or did a moment ago.
+
+use zbus::OwnedObjectPath;
+
+use crate::{Error, options::NoOptions, types::Dict};
+
+/// Something the daemon does, or did a moment ago; see [`crate::types::JobInfo`].
+#[zbus::proxy(interface = "org.osteward1.Job", default_service = "org.osteward1")]
+pub trait Job {
+    /// Asks the job to stop; the own job without authorisation.
+    fn cancel(&self, options: &NoOptions) -> Result<(), Error>;
+
+    /// As `cancel`, and polkit may ask the user.
+    #[zbus(name = "Cancel", allow_interactive_auth)]
+    fn cancel_interactive(&self, options: &NoOptions) -> Result<(), Error>;
+
+    /// The properties that changed, by name.
+    #[zbus(signal)]
+    fn progress(&self, changed: Dict) -> Result<(), Error>;
+
+    /// The job ended; sent exactly once.
+    #[zbus(signal)]
+    fn finished(
+        &self,
+        state: &str,
+        error_name: &str,
+        error_message: &str,
+        result: Dict,
+    ) -> Result<(), Error>;
+
+    /// `check`, `download`, `upgrade`, `switch`, `rollback`, `cancel-rollback`, `apply` or `discard`.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn kind(&self) -> Result<String, Error>;
+
+    /// `running`, `cancelling`, `succeeded`, `failed` or `cancelled`.
+    #[zbus(property)]
+    fn state(&self) -> Result<String, Error>;
+
+    /// `resolving`, `downloading`, `importing`, `merging`, `staging`, `bootloader`, `cleaning`, `rebooting`; empty before the first.
+    #[zbus(property)]
+    fn phase(&self) -> Result<String, Error>;
+
+    /// Which phase of this job it is, from 1; 0 before the first.
+    #[zbus(property)]
+    fn phase_index(&self) -> Result<u32, Error>;
+
+    /// How many phases this job has.
+    #[zbus(property)]
+    fn phase_count(&self) -> Result<u32, Error>;
+
+    /// 0 to 1 over the whole job; never decreases; −1 when unknown.
+    #[zbus(property)]
+    fn fraction(&self) -> Result<f64, Error>;
+
+    /// Network bytes received.
+    #[zbus(property)]
+    fn bytes_done(&self) -> Result<u64, Error>;
+
+    /// Network bytes to receive; without what is cached.
+    #[zbus(property)]
+    fn bytes_total(&self) -> Result<u64, Error>;
+
+    /// Bytes of the image that were here already.
+    #[zbus(property)]
+    fn bytes_cached(&self) -> Result<u64, Error>;
+
+    /// Layers written to the repository by this job.
+    #[zbus(property)]
+    fn layers_done(&self) -> Result<u32, Error>;
+
+    /// Layers to write.
+    #[zbus(property)]
+    fn layers_total(&self) -> Result<u32, Error>;
+
+    /// Layers in flight (at most 8): digest, bytes done, bytes total.
+    #[zbus(property)]
+    fn active_layers(&self) -> Result<Vec<(String, u64, u64)>, Error>;
+
+    /// Bytes a second, smoothed; 0 when nothing moves.
+    #[zbus(property)]
+    fn rate(&self) -> Result<u64, Error>;
+
+    /// Seconds left of the download; `UNKNOWN` when it cannot be told.
+    #[zbus(property)]
+    fn eta(&self) -> Result<u64, Error>;
+
+    /// The last line for people.
+    #[zbus(property)]
+    fn message(&self) -> Result<String, Error>;
+
+    /// False from the point of no return on.
+    #[zbus(property)]
+    fn cancellable(&self) -> Result<bool, Error>;
+
+    /// D-Bus error name and message; both empty unless the job failed.
+    #[zbus(property)]
+    fn error(&self) -> Result<(String, String), Error>;
+
+    /// What came out: `digest s`, `deployment o`, `changed b`, `reboot s`, `freed-bytes t`, …
+    #[zbus(property)]
+    fn result(&self) -> Result<Dict, Error>;
+
+    /// The Update or Deployment object it works on; `/` when not known yet.
+    #[zbus(property)]
+    fn target(&self) -> Result<OwnedObjectPath, Error>;
+
+    /// Microseconds since the epoch.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn created_at(&self) -> Result<u64, Error>;
+
+    /// Microseconds since the epoch; 0 while it runs.
+    #[zbus(property)]
+    fn finished_at(&self) -> Result<u64, Error>;
+
+    /// The user who asked.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn started_by_uid(&self) -> Result<u32, Error>;
+
+    /// The name the client gave itself.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn started_by_label(&self) -> Result<String, Error>;
+
+    /// Counts the changes; lets a client drop a stale read.
+    #[zbus(property)]
+    fn sequence(&self) -> Result<u64, Error>;
+}

@@ -1,0 +1,220 @@
+//! A whole host to test on: a sandbox that tracks an image of a registry, its bus, its daemon.
+//!
+//! The booted image is version 1, imported by the oracle as bootc would have. Images are built
+//! in a layout and published to the registry under the tag that the host tracks.
+
+use anyhow::{Context, Result};
+use osteward_dbus::options::UpgradeOptions;
+use osteward_dbus::proxies::{HostProxy, JobProxy, ManagerProxy};
+use zbus::{Connection, OwnedObjectPath};
+
+use crate::bus::Bus;
+use crate::daemon::{Daemon, Settings};
+use crate::image::{Image, Layer, Layout, Written, os_tree};
+use crate::job::{Ended, Listener};
+use crate::oracle;
+use crate::process::{command, run};
+use crate::registry::Registry;
+use crate::sandbox::{FirstDeployment, Options, Sandbox};
+
+/// Everything that a whole-system test needs, in the order in which it ends.
+#[derive(Debug)]
+pub struct Host {
+    /// The daemon; `None` while it is stopped or killed.
+    pub daemon: Option<Daemon>,
+    /// The private bus.
+    pub bus: Bus,
+    /// The host itself.
+    pub sandbox: Sandbox,
+    /// The registry the host pulls from.
+    pub registry: Registry,
+    /// Where images are built; inside, it is `/run/share/oci`.
+    pub layout: Layout,
+    /// The image without content that everything builds on, for the oracle's sake.
+    pub base: Written,
+    /// The booted image, version 1.
+    pub first: Written,
+    settings: Settings,
+}
+
+impl Host {
+    /// Boots a host and starts its daemon.
+    ///
+    /// # Errors
+    /// When any part of it does not start.
+    pub fn boot() -> Result<Self> {
+        Self::boot_with(Settings::default())
+    }
+
+    /// As [`Host::boot`], with settings for the daemon.
+    ///
+    /// # Errors
+    /// As [`Host::boot`].
+    pub fn boot_with(settings: Settings) -> Result<Self> {
+        let registry = Registry::start()?;
+        let source = format!("docker://{}", registry.name("os:latest"));
+        let mut built = None;
+        let sandbox = Sandbox::install_with(|share| {
+            let layout = Layout::create(share.join("oci"))?;
+            oracle::write_base(share, &layout, "base")?;
+            let base = layout.find("base")?;
+            let first = Image::new("1").on(&base).layer(os_tree("1"));
+            let first = first.write_as(&layout, "latest")?;
+            layout.push("latest", &registry.name("os:latest"))?;
+            let place = format!("oci:{}:latest", layout.path.display());
+            built = Some((layout, base, first));
+            let name = source.clone();
+            let import = move |repo: &std::path::Path| {
+                Ok(oracle::import_as(repo, &place, &name)?.merge_commit)
+            };
+            let origin = format!("ostree-unverified-registry:{}", registry.name("os:latest"));
+            Ok(Options {
+                first: FirstDeployment::Import(Box::new(import)),
+                origin,
+            })
+        })?;
+        let (layout, base, first) = built.context("no image was built")?;
+        let bus = Bus::start(&sandbox)?;
+        let daemon = None;
+        let mut host = Self {
+            daemon,
+            bus,
+            sandbox,
+            registry,
+            layout,
+            base,
+            first,
+            settings,
+        };
+        host.start_daemon()?;
+        Ok(host)
+    }
+
+    /// Starts the daemon, which does not run.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub fn start_daemon(&mut self) -> Result<()> {
+        self.daemon = Some(Daemon::start_with(
+            &self.sandbox,
+            &self.bus,
+            &self.settings,
+        )?);
+        Ok(())
+    }
+
+    /// Kills the daemon without warning.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill_daemon(&mut self) -> Result<()> {
+        self.daemon
+            .take()
+            .context("the daemon does not run")?
+            .kill()
+    }
+
+    /// Stops the daemon, reboots, and starts the daemon again.
+    ///
+    /// # Errors
+    /// When the daemon does not end well, or anything does not start.
+    pub fn reboot(&mut self) -> Result<()> {
+        if let Some(daemon) = self.daemon.take() {
+            let status = daemon.stop()?;
+            anyhow::ensure!(status.success(), "the daemon ended with {status}");
+        }
+        self.sandbox.reboot()?;
+        self.start_daemon()
+    }
+
+    /// The image on top of the one that is booted first, with these layers, not written yet.
+    pub fn next_image(&self, version: &str, layers: impl IntoIterator<Item = Layer>) -> Image {
+        let image = Image::new(version)
+            .on(&self.first)
+            .created("2025-02-01T00:00:00Z");
+        layers.into_iter().fold(image, Image::layer)
+    }
+
+    /// Writes an image and gives it the tag that the host tracks.
+    ///
+    /// # Errors
+    /// When the registry does not take it.
+    pub fn publish(&self, image: &Image) -> Result<Written> {
+        let written = image.write_as(&self.layout, "latest")?;
+        self.layout
+            .push("latest", &self.registry.name("os:latest"))?;
+        Ok(written)
+    }
+
+    /// The source of the tracked image as the repository's refs are named after it.
+    pub fn source(&self) -> String {
+        format!("docker://{}", self.registry.name("os:latest"))
+    }
+
+    /// What the oracle makes of the image that is tagged `latest` in the layout, in a
+    /// repository of its own: checksums of the root's contents and metadata.
+    ///
+    /// # Errors
+    /// When the oracle refuses the image.
+    pub fn oracle_tree(&self) -> Result<(String, String)> {
+        let dir = tempfile::tempdir_in(self.sandbox.share())?;
+        let repo = dir.path().join("repo");
+        run(command(["ostree", "init", "--mode=bare", "--repo"]).arg(&repo))?;
+        let image = oracle::import(&repo, &format!("oci:{}:latest", self.layout.path.display()))?;
+        Ok((image.root_contents, image.root_metadata))
+    }
+
+    /// A connection of root to the bus.
+    ///
+    /// # Errors
+    /// When the bus is gone.
+    pub async fn connect(&self) -> Result<Connection> {
+        self.bus.connect().await
+    }
+
+    /// The daemon's `Host` object.
+    ///
+    /// # Errors
+    /// When the bus is gone.
+    pub async fn proxy(connection: &Connection) -> Result<HostProxy<'static>> {
+        Ok(HostProxy::new(connection).await?)
+    }
+
+    /// The daemon's `Manager` object.
+    ///
+    /// # Errors
+    /// When the bus is gone.
+    pub async fn manager(connection: &Connection) -> Result<ManagerProxy<'static>> {
+        Ok(ManagerProxy::new(connection).await?)
+    }
+
+    /// A job object.
+    ///
+    /// # Errors
+    /// When the bus is gone.
+    pub async fn job(connection: &Connection, path: &OwnedObjectPath) -> Result<JobProxy<'static>> {
+        Ok(JobProxy::builder(connection)
+            .path(path.clone())
+            .build()
+            .await?)
+    }
+
+    /// Upgrades as root and waits for the end.
+    ///
+    /// # Errors
+    /// When the call is refused; a job that fails is an end.
+    pub async fn upgrade(&self) -> Result<Ended> {
+        self.upgrade_with(&UpgradeOptions::default()).await
+    }
+
+    /// As [`Host::upgrade`], with options.
+    ///
+    /// # Errors
+    /// As [`Host::upgrade`].
+    pub async fn upgrade_with(&self, options: &UpgradeOptions) -> Result<Ended> {
+        let connection = self.connect().await?;
+        let mut listener = Listener::new(&connection).await?;
+        let job = Self::proxy(&connection).await?.upgrade(options).await?;
+        listener.end(&job).await
+    }
+}

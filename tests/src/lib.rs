@@ -1,0 +1,18 @@
+//! The harness of osteward's whole-system tests, and of `make demo`.
+//!
+//! Everything here is real except the machine: libostree on a real file system, a real
+//! `dbus-daemon`, polkitd, registry and OCI images. Invariants: a harness object that goes out
+//! of scope, also by a panic, takes its processes, mounts and files with it; waiting is for an
+//! event (a datagram, a line, a signal, the end of a process), never for time to pass.
+
+pub mod big_image;
+pub mod bus;
+pub mod client;
+pub mod daemon;
+pub mod host;
+pub mod image;
+pub mod job;
+pub mod oracle;
+pub mod process;
+pub mod registry;
+pub mod sandbox;

@@ -1,0 +1,120 @@
+//! Debian's `docker-registry` on loopback, over plain HTTP, with storage of its own.
+
+use std::fs;
+use std::io::Write;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
+
+use crate::process::{Tethered, command, target_dir};
+
+/// A running registry; dropping it stops it and forgets its images.
+#[derive(Debug)]
+pub struct Registry {
+    process: Option<Tethered>,
+    dir: TempDir,
+    port: u16,
+}
+
+impl Registry {
+    /// Starts a registry on a free port and waits until it accepts connections.
+    ///
+    /// # Errors
+    /// When `docker-registry` is not installed or does not start; its log is in the error.
+    pub fn start() -> Result<Self> {
+        let parent = target_dir()?.join("sandbox");
+        fs::create_dir_all(&parent)?;
+        let dir = tempfile::Builder::new().prefix("r-").tempdir_in(parent)?;
+        // Free now, and unlikely to be anybody's before the registry takes it.
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
+            .local_addr()?
+            .port();
+        let mut registry = Self {
+            process: None,
+            dir,
+            port,
+        };
+        registry.resume()?;
+        Ok(registry)
+    }
+
+    /// Starts the registry again after [`Registry::stop`], on the same port with its images.
+    ///
+    /// # Errors
+    /// As [`Registry::start`].
+    pub fn resume(&mut self) -> Result<()> {
+        let config = self.dir.path().join("config.yml");
+        let data = self.data();
+        // Level info and no further than needed: "listening on" is the line that is waited for.
+        write!(
+            fs::File::create(&config)?,
+            "version: 0.1\n\
+             log: {{level: info, formatter: text, accesslog: {{disabled: true}}}}\n\
+             storage:\n  filesystem: {{rootdirectory: {}}}\n  delete: {{enabled: true}}\n\
+             http:\n  addr: 127.0.0.1:{}\n  secret: unused\n",
+            data.display(),
+            self.port
+        )?;
+        let log = self.dir.path().join("log");
+        // Its log goes to standard error, which becomes the pipe that is read here.
+        let serve = r#"exec docker-registry serve "$1" 2>&1"#;
+        let words = ["sh", "-c", serve, "registry"];
+        let mut process = Tethered::start(command(words).arg(&config), &log)?;
+        let mut said = String::new();
+        loop {
+            let Some(line) = process.next_line()? else {
+                bail!("the registry did not start:\n{said}");
+            };
+            if line.contains("listening on") {
+                break;
+            }
+            said.push_str(&line);
+            said.push('\n');
+        }
+        process.drain();
+        TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).context("asking the registry")?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Stops the registry; its images stay.
+    pub fn stop(&mut self) {
+        self.process = None;
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// `127.0.0.1:PORT/name`.
+    pub fn name(&self, name: &str) -> String {
+        format!("{}/{name}", self.host())
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// The file in which the registry keeps a blob.
+    pub fn blob(&self, digest: &str) -> PathBuf {
+        let hex = digest.trim_start_matches("sha256:");
+        let prefix = hex.get(..2).unwrap_or_default();
+        let blobs = self.data().join("docker/registry/v2/blobs/sha256");
+        blobs.join(prefix).join(hex).join("data")
+    }
+
+    /// Changes a stored blob's last byte: what is served no longer has its digest.
+    ///
+    /// # Errors
+    /// When the registry has no such blob.
+    pub fn corrupt(&self, digest: &str) -> Result<()> {
+        let path = self.blob(digest);
+        let mut data = fs::read(&path).with_context(|| format!("no blob {digest}"))?;
+        let last = data.last_mut().context("an empty blob")?;
+        *last ^= 0xff;
+        fs::write(path, data).context("changing a blob")
+    }
+}

@@ -1,0 +1,224 @@
+//! Layers that bite: the tree that ostree-ext gets, or a typed error and no reference left.
+
+#[cfg(test)]
+mod layers {
+    use anyhow::{Context, Result};
+    use osteward_tests::host::Host;
+    use osteward_tests::image::{Compression, Entry, Kind, Layer};
+    use osteward_tests::oracle;
+
+    fn usr() -> Layer {
+        Layer::new().dir("usr").dir("usr/d")
+    }
+
+    /// Stacks of layers that are odd but right.
+    fn good() -> Vec<(&'static str, Vec<Layer>)> {
+        let long = "n".repeat(90);
+        let deep = format!("usr/d/{long}/{long}/{long}");
+        let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        vec![
+            (
+                "whiteout",
+                vec![usr().file("usr/d/a", "a"), usr().whiteout("usr/d/a")],
+            ),
+            (
+                "whiteout of a directory",
+                vec![usr().file("usr/d/a", "a"), usr().whiteout("usr/d")],
+            ),
+            (
+                "opaque directory",
+                vec![
+                    usr().file("usr/d/a", "a"),
+                    usr().opaque("usr/d").file("usr/d/b", "b"),
+                ],
+            ),
+            (
+                "whiteout in etc",
+                vec![Layer::new().dir("etc").whiteout("etc/motd")],
+            ),
+            (
+                "hard link chain",
+                vec![
+                    usr()
+                        .file("usr/d/a", "same")
+                        .hardlink("usr/d/b", "usr/d/a")
+                        .hardlink("usr/d/c", "usr/d/a"),
+                ],
+            ),
+            (
+                "file over directory and back",
+                vec![
+                    usr()
+                        .dir("usr/d/x")
+                        .file("usr/d/x/in", "1")
+                        .file("usr/d/y", "2"),
+                    usr()
+                        .file("usr/d/x", "now a file")
+                        .dir("usr/d/y")
+                        .file("usr/d/y/in", "3"),
+                ],
+            ),
+            ("long names, GNU", vec![usr().file(&deep, "deep")]),
+            (
+                "long names, PAX",
+                vec![usr().file(&deep, "deep").pax_name()],
+            ),
+            ("long link target", vec![usr().symlink("usr/d/l", &deep)]),
+            ("no parents", vec![Layer::new().file("usr/a/b/c/d", "d")]),
+            (
+                "duplicate member",
+                vec![usr().file("usr/d/a", "1").file("usr/d/a", "2")],
+            ),
+            (
+                "xattrs and capabilities",
+                vec![
+                    usr()
+                        .file("usr/d/cap", "x")
+                        .xattr("security.capability", &capability)
+                        .xattr("user.note", b"a\0b\nc=d"),
+                ],
+            ),
+            (
+                "setuid and owners",
+                vec![usr().file("usr/d/s", "s").mode(0o4755).owner(0, 42)],
+            ),
+            (
+                "changed directory",
+                vec![usr().mode(0o700), usr().mode(0o711).owner(3, 4)],
+            ),
+            (
+                "empty layers",
+                vec![Layer::new(), Layer::new(), Layer::new()],
+            ),
+            (
+                "leading dots",
+                vec![Layer::new().dir("./usr").file("./usr/dot", "x")],
+            ),
+            (
+                "run, tmp and dev",
+                vec![Layer::new().file("run/x", "x").file("tmp/y", "y")],
+            ),
+            (
+                "var",
+                vec![
+                    Layer::new()
+                        .dir("var")
+                        .dir("var/lib")
+                        .file("var/lib/x", "x"),
+                ],
+            ),
+            (
+                "top level",
+                vec![Layer::new().dir("custom").file("custom/x", "x")],
+            ),
+            ("empty file", vec![usr().file("usr/d/empty", "")]),
+            (
+                "both etc",
+                vec![Layer::new().file("etc/a", "a").file("usr/etc/b", "b")],
+            ),
+            (
+                "all compressions",
+                vec![
+                    usr().file("usr/d/z", "z").compressed(Compression::Zstd),
+                    usr().file("usr/d/p", "p").compressed(Compression::Plain),
+                    usr().file("usr/d/g", "g"),
+                ],
+            ),
+        ]
+    }
+
+    #[tokio::test]
+    async fn odd_layers_give_the_tree_that_ostree_ext_gives() -> Result<()> {
+        let host = Host::boot()?;
+        let mut wrong = Vec::new();
+        for (number, (what, layers)) in good().into_iter().enumerate() {
+            let image = host.next_image(&format!("2.{number}"), layers);
+            let image = host.publish(&image).context(what)?;
+            let theirs = host.oracle_tree().context(what)?;
+            let ended = host.upgrade().await.context(what)?;
+            if ended.state != "succeeded" {
+                wrong.push(format!(
+                    "{what}: {} {}",
+                    ended.error_name, ended.error_message
+                ));
+                continue;
+            }
+            let ours = oracle::query(&host.sandbox.repo(), &host.source())?.context(what)?;
+            if ours.manifest_digest != image.digest {
+                wrong.push(format!("{what}: the image ref has another image"));
+            }
+            if (ours.root_contents, ours.root_metadata) != theirs {
+                wrong.push(format!("{what}: another tree than ostree-ext's"));
+            }
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        host.sandbox.fsck()
+    }
+
+    /// Layers that no image may have.
+    fn bad() -> Vec<(&'static str, Layer)> {
+        let entry = |path: &str, kind: Kind| usr().entry(Entry::new(path, kind, 0o644));
+        vec![
+            ("..", entry("usr/../../escaped", Kind::File(b"x".to_vec()))),
+            (
+                "hard link out",
+                usr().hardlink("usr/d/l", "../../etc/passwd"),
+            ),
+            (
+                "hard link to nothing",
+                usr().hardlink("usr/d/l", "usr/d/nothing"),
+            ),
+            ("device", usr().device("usr/d/null", 1, 3)),
+            ("fifo", usr().fifo("usr/d/pipe")),
+            (
+                "wrong diff_id",
+                usr().file("usr/d/a", "a").lie_about_diff_id(),
+            ),
+        ]
+    }
+
+    #[tokio::test]
+    async fn bad_layers_are_refused_and_leave_no_reference() -> Result<()> {
+        let host = Host::boot()?;
+        let before = host.sandbox.refs("ostree/container/")?;
+        for (what, layer) in bad() {
+            // Not through skopeo, which refuses some of them itself.
+            let image = host
+                .next_image("2", [layer])
+                .write_as(&host.layout, "bad")?;
+            let place = format!("oci:{}/oci:bad", osteward_tests::sandbox::SHARE);
+            let connection = host.connect().await?;
+            let mut listener = osteward_tests::job::Listener::new(&connection).await?;
+            let options = osteward_dbus::options::UpgradeOptions::default();
+            let job = Host::proxy(&connection)
+                .await?
+                .switch(&place, &options)
+                .await?;
+            let ended = listener.end(&job).await?;
+            ended.failed("ImageInvalid").context(what)?;
+            let blob = osteward_tests::sandbox::refs::blob_ref(&image.layers[2]);
+            let refs = host.sandbox.refs("ostree/container/")?;
+            assert!(!refs.contains(&blob), "{what}: the layer has a ref");
+            let images = |refs: &[String]| {
+                refs.iter()
+                    .filter(|name| name.contains("/image/"))
+                    .cloned()
+                    .collect::<Vec<_>>()
+            };
+            assert_eq!(images(&refs), images(&before), "{what}");
+            assert_eq!(host.sandbox.deployments()?.len(), 1, "{what}");
+        }
+        host.sandbox.fsck()
+    }
+
+    #[tokio::test]
+    async fn a_blob_with_another_digest_is_refused() -> Result<()> {
+        let host = Host::boot()?;
+        let image = host.publish(&host.next_image("2", [usr().file("usr/d/a", "a")]))?;
+        host.registry.corrupt(&image.layers[2])?;
+        host.upgrade().await?.failed("ImageInvalid")?;
+        let blob = osteward_tests::sandbox::refs::blob_ref(&image.layers[2]);
+        assert!(!host.sandbox.refs("ostree/container/")?.contains(&blob));
+        host.sandbox.fsck()
+    }
+}
