@@ -75,8 +75,7 @@ pub(crate) async fn attend(
 ) -> Result<Ended, Failure> {
     let mut interrupts = Interrupts::take()?;
     let mut question: Option<oneshot::Receiver<Choice>> = None;
-    let snapshot = follower.snapshot();
-    display.update(follower.path(), follower.info(), snapshot);
+    show_all(display, follower);
     loop {
         tokio::select! {
             event = follower.next() => match event? {
@@ -89,13 +88,14 @@ pub(crate) async fn attend(
                 }
                 Event::Vanished => {
                     close(display, question.is_some());
-                    return if is_rebooting(follower) { Ok(Ended::Rebooting) } else { Err(vanished()) };
+                    return went_away(follower);
                 }
             },
             () = interrupts.next() => {
                 display.clear();
-                if on_interrupt == OnInterrupt::Leave || question.is_some() {
-                    close(display, question.is_some());
+                let asked = question.is_some();
+                if asked || on_interrupt == OnInterrupt::Leave {
+                    close(display, asked);
                     return Ok(Ended::Left);
                 }
                 question = Some(ask());
@@ -109,15 +109,22 @@ pub(crate) async fn attend(
                         eprintln!("{}", refused.render("cancel", false));
                     },
                 }
-                let snapshot = follower.snapshot();
-                display.update(follower.path(), follower.info(), snapshot);
+                show_all(display, follower);
             }
         }
     }
 }
 
-fn is_rebooting(follower: &Follower) -> bool {
-    follower.info().phase == "rebooting"
+fn show_all(display: &mut Display, follower: &Follower) {
+    display.update(follower.path(), follower.info(), follower.snapshot());
+}
+
+/// A daemon that goes down with the host has done its work.
+fn went_away(follower: &Follower) -> Result<Ended, Failure> {
+    match follower.info().phase.as_str() {
+        "rebooting" => Ok(Ended::Rebooting),
+        _ => Err(vanished()),
+    }
 }
 
 /// Clears the bar, and ends the line of a question that nobody answered.

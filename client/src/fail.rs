@@ -113,7 +113,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
             // zbus keeps the names that it knows itself in a type of its own.
-            Error::Bus(zbus::Error::FDO(inner)) => inner.into_failure(),
+            Error::Bus(zbus::Error::FDO(inner)) => of_bus(*inner),
             Error::Bus(zbus::Error::InputOutput(cause)) => Self::new(
                 DISCONNECTED,
                 format!("the connection to the bus broke: {cause}"),
@@ -129,21 +129,16 @@ impl From<zbus::Error> for Failure {
     }
 }
 
-trait IntoFailure {
-    fn into_failure(self) -> Failure;
-}
-
-impl IntoFailure for Box<zbus::fdo::Error> {
-    fn into_failure(self) -> Failure {
-        match *self {
-            zbus::fdo::Error::ZBus(inner) => inner.into(),
-            error => {
-                let name = zbus::DBusError::name(&error).to_string();
-                let text = zbus::DBusError::description(&error).unwrap_or_default();
-                Failure::new(&name, text)
-            }
-        }
+/// An error of the bus itself, under its D-Bus name.
+fn of_bus(error: zbus::fdo::Error) -> Failure {
+    if let zbus::fdo::Error::ZBus(inner) = error {
+        return inner.into();
     }
+    let name = zbus::DBusError::name(&error).to_string();
+    Failure::new(
+        &name,
+        zbus::DBusError::description(&error).unwrap_or_default(),
+    )
 }
 
 /// Hints for `org.osteward1.Error.*`.
@@ -155,13 +150,6 @@ fn own_hint(name: &str, verb: &str) -> Option<&'static str> {
         }
         "NoUpdate" if verb == "apply" => "`osteward upgrade` looks for an update and stages it.",
         "NoUpdate" => "`osteward check` looks for an update, `osteward status` shows what is here.",
-        "DigestMismatch" => {
-            "`osteward status` shows the digests that are here, `osteward check` the one in the registry."
-        }
-        "DigestGone" => {
-            "`osteward check` shows what the registry has now; leave --digest out to take that."
-        }
-        "DowngradeRefused" => "--allow-downgrade accepts the older image.",
         "StagedPending" if verb == "rollback" => {
             "--discard-staged throws the staged update away; `osteward apply` boots into it instead."
         }
@@ -172,25 +160,6 @@ fn own_hint(name: &str, verb: &str) -> Option<&'static str> {
             "--replace-staged replaces the staged update; `osteward apply` boots into it instead."
         }
         "NoRollback" => "`osteward status` lists the deployments that this host can boot.",
-        "Quarantined" => {
-            "A rollback left this image behind. To stage it all the same, name it: `osteward upgrade --digest DIGEST`."
-        }
-        "SignatureRejected" => {
-            "Ask the publisher for a signed image, or see the signature policy (containers-policy.json(5))."
-        }
-        "RegistryAuth" => {
-            "Put the registry's credentials into /etc/ostree/auth.json (format: containers-auth.json(5))."
-        }
-        "RegistryUnreachable" => {
-            "Check the network and the registry's name, then try again; what was downloaded is kept."
-        }
-        "RegistryError" => "Try again later; `journalctl -u ostewardd` has what the registry said.",
-        "ImageNotFound" => {
-            "Check the image's name; `osteward status` shows what is tracked, `osteward switch IMAGE` changes it."
-        }
-        "ImageInvalid" => {
-            "The image cannot be booted here; tell its publisher. Nothing on this host was changed."
-        }
         "NoSpace" => {
             "`osteward discard cache unreferenced --dry-run` tells what can be freed; without --dry-run it is."
         }
@@ -210,6 +179,39 @@ fn own_hint(name: &str, verb: &str) -> Option<&'static str> {
         "ConfigInvalid" => "Correct the file, then `systemctl restart ostewardd`.",
         "NotSupported" => "This host or this version cannot do it.",
         "Failed" => "This is a bug in osteward; please report it with `journalctl -u ostewardd`.",
+        _ => return image_hint(name),
+    })
+}
+
+/// Those that are about an image and where it comes from.
+fn image_hint(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "DigestMismatch" => {
+            "`osteward status` shows the digests that are here, `osteward check` the one in the registry."
+        }
+        "DigestGone" => {
+            "`osteward check` shows what the registry has now; leave --digest out to take that."
+        }
+        "DowngradeRefused" => "--allow-downgrade accepts the older image.",
+        "SignatureRejected" => {
+            "Ask the publisher for a signed image, or see the signature policy (containers-policy.json(5))."
+        }
+        "RegistryAuth" => {
+            "Put the registry's credentials into /etc/ostree/auth.json (format: containers-auth.json(5))."
+        }
+        "RegistryUnreachable" => {
+            "Check the network and the registry's name, then try again; what was downloaded is kept."
+        }
+        "RegistryError" => "Try again later; `journalctl -u ostewardd` has what the registry said.",
+        "ImageNotFound" => {
+            "Check the image's name; `osteward status` shows what is tracked, `osteward switch IMAGE` changes it."
+        }
+        "ImageInvalid" => {
+            "The image cannot be booted here; tell its publisher. Nothing on this host was changed."
+        }
+        "Quarantined" => {
+            "A rollback left this image behind. To stage it all the same, name it: `osteward upgrade --digest DIGEST`."
+        }
         _ => return None,
     })
 }

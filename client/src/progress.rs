@@ -156,9 +156,6 @@ pub(crate) fn numbers(info: &JobInfo) -> String {
             bytes(info.bytes_total)
         ));
     }
-    if info.bytes_cached > 0 {
-        parts.push(format!("{} here already", bytes(info.bytes_cached)));
-    }
     if info.rate > 0 && info.bytes_done < info.bytes_total {
         parts.push(format!("{}/s", bytes(info.rate)));
         if info.eta != UNKNOWN {
@@ -170,6 +167,10 @@ pub(crate) fn numbers(info: &JobInfo) -> String {
             "layer {} of {}",
             info.layers_done, info.layers_total
         ));
+    }
+    // Last, as a narrow terminal cuts the end.
+    if info.bytes_cached > 0 {
+        parts.push(format!("{} here already", bytes(info.bytes_cached)));
     }
     if parts.is_empty() {
         plain(&info.message)
@@ -246,12 +247,12 @@ mod tests {
         let info = sample::downloading();
         assert_eq!(
             numbers(&info),
-            "512.00 MiB of 1.00 GiB, 256.00 MiB here already, 12.00 MiB/s, 43 seconds left, layer 12 of 60"
+            "512.00 MiB of 1.00 GiB, 12.00 MiB/s, 43 seconds left, layer 12 of 60, 256.00 MiB here already"
         );
         assert_eq!(
             line(&info),
-            "downloading 45 %: 512.00 MiB of 1.00 GiB, 256.00 MiB here already, 12.00 MiB/s, \
-             43 seconds left, layer 12 of 60"
+            "downloading 45 %: 512.00 MiB of 1.00 GiB, 12.00 MiB/s, 43 seconds left, layer 12 of 60, \
+             256.00 MiB here already"
         );
     }
 

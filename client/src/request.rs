@@ -9,7 +9,10 @@ use osteward_dbus::options::{
     RollbackOptions, UpgradeOptions,
 };
 
-use crate::args::{Discardable, Verb};
+use crate::args::{
+    ApplyArgs, CheckArgs, DiscardArgs, Discardable, DownloadArgs, RollbackArgs, SwitchArgs,
+    UpgradeArgs, Verb,
+};
 
 /// What this client calls itself in `Job.StartedByLabel`.
 const LABEL: &str = "osteward";
@@ -48,87 +51,121 @@ impl Request {
     /// The request of a verb and whether to wait for its end; `None` for the verbs that
     /// start no job.
     pub(crate) fn of(verb: &Verb, reason: Option<&str>) -> Option<(Self, bool)> {
-        let client_label = Some(LABEL.to_owned());
-        let reason = reason.map(str::to_owned);
+        let signed = Signed {
+            client_label: Some(LABEL.to_owned()),
+            reason: reason.map(str::to_owned),
+        };
         let (request, wait) = match verb {
-            Verb::Check(args) => {
-                let options = CheckOptions {
-                    max_age: args.max_age,
-                    client_label,
-                    reason,
-                };
-                (Request::Check(options), &args.wait)
-            }
-            Verb::Download(args) => {
-                let options = DownloadOptions {
-                    digest: args.digest.clone(),
-                    allow_downgrade: given(args.allow_downgrade),
-                    client_label,
-                    reason,
-                };
-                (Request::Download(options), &args.wait)
-            }
-            Verb::Upgrade(args) => {
-                let options = UpgradeOptions {
-                    digest: args.digest.clone(),
-                    allow_downgrade: given(args.allow_downgrade),
-                    replace_staged: Some(!args.keep_staged),
-                    apply: reboot(args.apply),
-                    client_label,
-                    reason,
-                };
-                (Request::Upgrade(options), &args.wait)
-            }
-            Verb::Switch(args) => {
-                let options = UpgradeOptions {
-                    digest: args.digest.clone(),
-                    allow_downgrade: given(args.allow_downgrade),
-                    replace_staged: given(args.replace_staged),
-                    apply: reboot(args.apply),
-                    client_label,
-                    reason,
-                };
-                (Request::Switch(args.image.clone(), options), &args.wait)
-            }
-            Verb::Rollback(args) if args.cancel => {
-                let options = CancelRollbackOptions {
-                    client_label,
-                    reason,
-                };
-                (Request::CancelRollback(options), &args.wait)
-            }
-            Verb::Rollback(args) => {
-                let options = RollbackOptions {
-                    digest: args.digest.clone(),
-                    discard_staged: given(args.discard_staged),
-                    quarantine: args.no_quarantine.then_some(false),
-                    apply: reboot(args.apply),
-                    client_label,
-                    reason,
-                };
-                (Request::Rollback(options), &args.wait)
-            }
-            Verb::Apply(args) => {
-                let options = ApplyOptions {
-                    digest: args.digest.clone(),
-                    ignore_inhibitors: given(args.ignore_inhibitors),
-                    client_label,
-                    reason,
-                };
-                (Request::Apply(options), &args.wait)
-            }
-            Verb::Discard(args) => {
-                let options = DiscardOptions {
-                    dry_run: given(args.dry_run),
-                    client_label,
-                    reason,
-                };
-                let what = args.what.iter().copied().map(word).collect();
-                (Request::Discard(what, options), &args.wait)
-            }
+            Verb::Check(args) => (signed.check(args), &args.wait),
+            Verb::Download(args) => (signed.download(args), &args.wait),
+            Verb::Upgrade(args) => (signed.upgrade(args), &args.wait),
+            Verb::Switch(args) => (signed.switch(args), &args.wait),
+            Verb::Rollback(args) if args.cancel => (signed.cancel_rollback(), &args.wait),
+            Verb::Rollback(args) => (signed.rollback(args), &args.wait),
+            Verb::Apply(args) => (signed.apply(args), &args.wait),
+            Verb::Discard(args) => (signed.discard(args), &args.wait),
             Verb::Status(_) | Verb::Jobs | Verb::Cancel(_) | Verb::Watch(_) => return None,
         };
         Some((request, !wait.no_wait))
+    }
+}
+
+/// Who asks and why: the two options that every method takes.
+struct Signed {
+    client_label: Option<String>,
+    reason: Option<String>,
+}
+
+impl Signed {
+    fn check(self, args: &CheckArgs) -> Request {
+        let Self {
+            client_label,
+            reason,
+        } = self;
+        Request::Check(CheckOptions {
+            max_age: args.max_age,
+            client_label,
+            reason,
+        })
+    }
+
+    fn download(self, args: &DownloadArgs) -> Request {
+        Request::Download(DownloadOptions {
+            digest: args.digest.clone(),
+            allow_downgrade: given(args.allow_downgrade),
+            client_label: self.client_label,
+            reason: self.reason,
+        })
+    }
+
+    fn upgrade(self, args: &UpgradeArgs) -> Request {
+        Request::Upgrade(UpgradeOptions {
+            digest: args.digest.clone(),
+            allow_downgrade: given(args.allow_downgrade),
+            replace_staged: Some(!args.keep_staged),
+            apply: reboot(args.apply),
+            client_label: self.client_label,
+            reason: self.reason,
+        })
+    }
+
+    fn switch(self, args: &SwitchArgs) -> Request {
+        let options = UpgradeOptions {
+            digest: args.digest.clone(),
+            allow_downgrade: given(args.allow_downgrade),
+            replace_staged: given(args.replace_staged),
+            apply: reboot(args.apply),
+            client_label: self.client_label,
+            reason: self.reason,
+        };
+        Request::Switch(args.image.clone(), options)
+    }
+
+    fn rollback(self, args: &RollbackArgs) -> Request {
+        Request::Rollback(RollbackOptions {
+            digest: args.digest.clone(),
+            discard_staged: given(args.discard_staged),
+            quarantine: args.no_quarantine.then_some(false),
+            apply: reboot(args.apply),
+            client_label: self.client_label,
+            reason: self.reason,
+        })
+    }
+
+    fn cancel_rollback(self) -> Request {
+        let Self {
+            client_label,
+            reason,
+        } = self;
+        Request::CancelRollback(CancelRollbackOptions {
+            client_label,
+            reason,
+        })
+    }
+
+    fn apply(self, args: &ApplyArgs) -> Request {
+        Request::Apply(ApplyOptions {
+            digest: args.digest.clone(),
+            ignore_inhibitors: given(args.ignore_inhibitors),
+            client_label: self.client_label,
+            reason: self.reason,
+        })
+    }
+
+    fn discard(self, args: &DiscardArgs) -> Request {
+        let what = args.what.iter().copied().map(word).collect();
+        let Self {
+            client_label,
+            reason,
+        } = self;
+        Request::Discard(
+            what,
+            DiscardOptions {
+                dry_run: given(args.dry_run),
+                client_label,
+                reason,
+            },
+        )
     }
 }
 

@@ -362,7 +362,7 @@ mod tests {
 Tracking: registry.example.org/os:stable (registry)
   Update: 43 (sha256:cccccccccccc), available, 120.00 MiB to download of 1.00 GiB, made 2026-11-22 00:53 UTC
  Checked: 5 minutes ago
-     Job: upgrade, downloading 45 %: 512.00 MiB of 1.00 GiB, 256.00 MiB here already, 12.00 MiB/s, 43 seconds left, layer 12 of 60 (/org/osteward1/job/7)
+     Job: upgrade, downloading 45 %: 512.00 MiB of 1.00 GiB, 12.00 MiB/s, 43 seconds left, layer 12 of 60, 256.00 MiB here already (/org/osteward1/job/7)
 
 Deployments, in boot order:
 

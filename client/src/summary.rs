@@ -17,7 +17,6 @@ pub(crate) fn lines(
     dry_run: bool,
 ) -> Vec<String> {
     let changed = flag(&job.result, "changed").unwrap_or(true);
-    let reboots = job.phase == "rebooting";
     let what = subject(job, after);
     let mut lines = match (job.kind.as_str(), changed) {
         ("check", _) => vec![checked(after)],
@@ -47,12 +46,13 @@ pub(crate) fn lines(
         (kind, _) => vec![format!("{} is done.", crate::text::plain(kind))],
     };
     if matches!(job.kind.as_str(), "upgrade" | "switch" | "rollback") && changed {
-        let advice = "`osteward apply` reboots into it now.";
-        lines.push(if reboots {
-            "The host reboots.".to_owned()
+        let reboots = job.phase == "rebooting";
+        let next = if reboots {
+            "The host reboots."
         } else {
-            advice.to_owned()
-        });
+            "`osteward apply` reboots into it now."
+        };
+        lines.push(next.to_owned());
     }
     lines
 }

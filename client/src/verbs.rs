@@ -133,22 +133,24 @@ async fn cancel(bus: &Bus, manner: Manner, args: &CancelArgs) -> Result<Exit, Fa
         Ended::Rebooting => return Ok(rebooting(manner, &follower)),
         Ended::Finished => {}
     }
+    tell_cancelled(manner, &follower)
+}
+
+/// Says whether the job was cancelled, or was faster, or failed for a reason of its own.
+fn tell_cancelled(manner: Manner, follower: &Follower) -> Result<Exit, Failure> {
     let info = follower.info();
     if info.state != "cancelled" {
-        // It was faster, or failed for a reason of its own.
         let failure = Failure::of_job(&info.state, &info.error).unwrap_or_else(|| {
-            Failure::new(
-                "org.osteward1.Error.TooLate",
-                "the job ended before it could be cancelled",
-            )
+            let text = "the job ended before it could be cancelled";
+            Failure::new("org.osteward1.Error.TooLate", text)
         });
-        print_end(manner, "cancel", &follower, None, Some(&failure));
+        print_end(manner, "cancel", follower, None, Some(&failure));
         return Err(Failure {
             told: true,
             ..failure
         });
     }
-    print_end(manner, "cancel", &follower, None, None);
+    print_end(manner, "cancel", follower, None, None);
     if !manner.json && !manner.quiet {
         println!(
             "Cancelled the {}. What was downloaded is kept.",

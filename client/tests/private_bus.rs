@@ -13,7 +13,7 @@ mod tests {
     use osteward_dbus::BUS_NAME;
     use osteward_dbus::types::{Dict, JobInfo, Status, property_name, to_dict};
     use serde_json::Value;
-    use tokio::io::{AsyncBufReadExt as _, BufReader};
+    use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
     use tokio::process::{Child, Command};
     use zbus::message::Type;
     use zbus::names::UniqueName;
@@ -34,6 +34,7 @@ mod tests {
             let mut daemon = Command::new("dbus-daemon")
                 .args(["--session", "--nofork", "--nopidfile", "--print-address"])
                 .stdout(Stdio::piped())
+                .stderr(Stdio::null())
                 .kill_on_drop(true)
                 .spawn()
                 .expect("dbus-daemon is installed");
@@ -66,6 +67,7 @@ mod tests {
         Succeeded,
         Failed(&'static str, &'static str),
         DaemonDies,
+        Never,
         /// Somebody else claims that it failed, before it succeeds.
         Imitated,
     }
@@ -106,7 +108,9 @@ mod tests {
                 fraction,
                 ..sample::downloading()
             };
-            let body = ("org.osteward1.Job", properties(&info), Vec::<String>::new());
+            let mut changed = properties(&info);
+            changed.remove("Kind");
+            let body = ("org.osteward1.Job", changed, Vec::<String>::new());
             let interface = "org.freedesktop.DBus.Properties";
             let signal =
                 daemon.emit_signal(None::<&str>, PATH, interface, "PropertiesChanged", &body);
@@ -118,6 +122,7 @@ mod tests {
             End::DaemonDies => {
                 daemon.release_name(BUS_NAME).await.unwrap();
             }
+            End::Never => {}
             End::Imitated => {
                 let stranger = connect(address).await;
                 finish(
@@ -140,16 +145,24 @@ mod tests {
         let daemon = connect(&address).await;
         daemon.request_name(BUS_NAME).await.unwrap();
         let mut calls = MessageStream::from(&daemon);
+        let mut kind = "upgrade".to_owned();
         tokio::spawn(async move {
             while let Some(Ok(call)) = calls.next().await {
                 if call.message_type() == Type::MethodCall {
-                    answer(&address, &daemon, &call, &status, end).await;
+                    answer(&address, &daemon, &call, &status, end, &mut kind).await;
                 }
             }
         });
     }
 
-    async fn answer(address: &str, daemon: &Connection, call: &Message, status: &Status, end: End) {
+    async fn answer(
+        address: &str,
+        daemon: &Connection,
+        call: &Message,
+        status: &Status,
+        end: End,
+        kind: &mut String,
+    ) {
         let header = call.header();
         let path = OwnedObjectPath::try_from(PATH).unwrap();
         match header.member().unwrap().as_str() {
@@ -158,10 +171,11 @@ mod tests {
                 .await
                 .unwrap(),
             "GetAll" => {
-                daemon
-                    .reply(&header, &(properties(&sample::downloading()),))
-                    .await
-                    .unwrap();
+                let info = JobInfo {
+                    kind: kind.clone(),
+                    ..sample::downloading()
+                };
+                daemon.reply(&header, &(properties(&info),)).await.unwrap();
                 let reader = header.sender().unwrap().to_owned();
                 play(address, daemon, reader, end).await;
             }
@@ -172,7 +186,10 @@ mod tests {
                     .await
                     .unwrap();
             }
-            _ => daemon.reply(&header, &(path,)).await.unwrap(),
+            method => {
+                *kind = method.to_lowercase();
+                daemon.reply(&header, &(path,)).await.unwrap();
+            }
         }
     }
 
@@ -332,5 +349,130 @@ mod tests {
             (output.status.code(), stdout(&output)),
             (Some(0), format!("{PATH}\n"))
         );
+    }
+
+    /// A command on a pseudo-terminal; what it prints is in `screen`.
+    struct Terminal {
+        script: Child,
+        output: tokio::process::ChildStdout,
+        input: tokio::process::ChildStdin,
+        screen: String,
+    }
+
+    impl Terminal {
+        fn run(bus: &PrivateBus, arguments: &str) -> Self {
+            let osteward = env!("CARGO_BIN_EXE_osteward");
+            let line = format!("{osteward} --bus {} {arguments}", bus.address);
+            let mut script = Command::new("script")
+                .args([
+                    "--quiet",
+                    "--return",
+                    "--flush",
+                    "--command",
+                    &line,
+                    "/dev/null",
+                ])
+                .env("TERM", "xterm")
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .kill_on_drop(true)
+                .spawn()
+                .unwrap();
+            let (output, input) = (script.stdout.take().unwrap(), script.stdin.take().unwrap());
+            Self {
+                script,
+                output,
+                input,
+                screen: String::new(),
+            }
+        }
+
+        async fn wait_for(&mut self, text: &str) {
+            while !self.screen.contains(text) {
+                let mut buffer = [0; 4096];
+                let length = self.output.read(&mut buffer).await.unwrap();
+                assert_ne!(length, 0, "no {text:?} in {:?}", self.screen);
+                self.screen
+                    .push_str(&String::from_utf8_lossy(&buffer[..length]));
+            }
+        }
+
+        async fn press(&mut self, keys: &str) {
+            self.input.write_all(keys.as_bytes()).await.unwrap();
+        }
+
+        async fn code(&mut self) -> Option<i32> {
+            self.script.wait().await.unwrap().code()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_terminal_gets_a_bar() {
+        let bus = PrivateBus::start().await;
+        serve(&bus, sample::staged(), End::Never).await;
+        let mut terminal = Terminal::run(&bus, "upgrade");
+        terminal.wait_for(" 90 %").await;
+        for part in ["staging", "======>", "512.00 MiB of 1.00 GiB"] {
+            assert!(
+                terminal.screen.contains(part),
+                "{part} in {:?}",
+                terminal.screen
+            );
+        }
+        terminal.press("\u{3}").await;
+        terminal.wait_for("Cancel the job [c]").await;
+        terminal.press("l\n").await;
+        terminal
+            .wait_for("Job 7 goes on: `osteward watch 7` follows it")
+            .await;
+        assert_eq!(terminal.code().await, Some(130));
+    }
+
+    #[tokio::test]
+    async fn ctrl_c_twice_leaves_the_job_running() {
+        let bus = PrivateBus::start().await;
+        serve(&bus, sample::staged(), End::Never).await;
+        let mut terminal = Terminal::run(&bus, "upgrade");
+        terminal.wait_for("staging").await;
+        terminal.press("\u{3}").await;
+        terminal.wait_for("Cancel the job [c]").await;
+        terminal.press("\u{3}").await;
+        terminal.wait_for("Job 7 goes on").await;
+        assert_eq!(terminal.code().await, Some(130));
+    }
+
+    #[tokio::test]
+    async fn ctrl_c_without_a_terminal_asks_nobody() {
+        let bus = PrivateBus::start().await;
+        serve(&bus, sample::staged(), End::Never).await;
+        let mut osteward = Command::new(env!("CARGO_BIN_EXE_osteward"))
+            .args(["--bus", &bus.address, "upgrade"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(osteward.stderr.take().unwrap()).lines();
+        assert!(
+            lines
+                .next_line()
+                .await
+                .unwrap()
+                .unwrap()
+                .starts_with("downloading 45 %")
+        );
+        let pid = osteward.id().unwrap().to_string();
+        Command::new("kill")
+            .args(["-INT", &pid])
+            .status()
+            .await
+            .unwrap();
+        let mut last = String::new();
+        while let Some(line) = lines.next_line().await.unwrap() {
+            last = line;
+        }
+        let advice = "Job 7 goes on: `osteward watch 7` follows it, `osteward cancel 7` stops it.";
+        assert_eq!(last, advice);
+        assert_eq!(osteward.wait().await.unwrap().code(), Some(130));
     }
 }

@@ -13,8 +13,12 @@ use std::time::Duration;
 use serde::Deserialize;
 
 /// Directories from the lowest to the highest precedence (systemd's rule for drop-ins).
-const DIRECTORIES: [&str; 4] =
-    ["usr/lib/osteward", "usr/local/lib/osteward", "run/osteward", "etc/osteward"];
+const DIRECTORIES: [&str; 4] = [
+    "usr/lib/osteward",
+    "usr/local/lib/osteward",
+    "run/osteward",
+    "etc/osteward",
+];
 
 /// What the daemon runs with.
 #[derive(Debug, Clone, PartialEq)]
@@ -122,22 +126,36 @@ pub fn parse(text: &str, origin: &str) -> Result<Fragment, Error> {
 impl Fragment {
     /// This fragment with everything that `higher` says put over it.
     fn merged(self, higher: Fragment) -> Fragment {
-        let (low, high) = (self.daemon.unwrap_or_default(), higher.daemon.unwrap_or_default());
+        let (low, high) = (
+            self.daemon.unwrap_or_default(),
+            higher.daemon.unwrap_or_default(),
+        );
         let daemon = DaemonFragment {
             idle_timeout: high.idle_timeout.or(low.idle_timeout),
             lock_wait: high.lock_wait.or(low.lock_wait),
         };
-        let (low, high) = (self.registry.unwrap_or_default(), higher.registry.unwrap_or_default());
+        let (low, high) = (
+            self.registry.unwrap_or_default(),
+            higher.registry.unwrap_or_default(),
+        );
         let registry = RegistryFragment {
             insecure: high.insecure.or(low.insecure),
             connect_timeout: high.connect_timeout.or(low.connect_timeout),
             read_timeout: high.read_timeout.or(low.read_timeout),
             max_manifest_size: high.max_manifest_size.or(low.max_manifest_size),
         };
-        let (low, high) = (self.import.unwrap_or_default(), higher.import.unwrap_or_default());
-        let import =
-            ImportFragment { parallel_layers: high.parallel_layers.or(low.parallel_layers) };
-        Fragment { daemon: Some(daemon), registry: Some(registry), import: Some(import) }
+        let (low, high) = (
+            self.import.unwrap_or_default(),
+            higher.import.unwrap_or_default(),
+        );
+        let import = ImportFragment {
+            parallel_layers: high.parallel_layers.or(low.parallel_layers),
+        };
+        Fragment {
+            daemon: Some(daemon),
+            registry: Some(registry),
+            import: Some(import),
+        }
     }
 
     /// The meaning of this fragment, checked. `origin` is what errors call it.
@@ -163,7 +181,11 @@ impl Fragment {
             });
         }
         Ok(Config {
-            idle_timeout: duration("daemon.idle_timeout", daemon.idle_timeout, defaults.idle_timeout)?,
+            idle_timeout: duration(
+                "daemon.idle_timeout",
+                daemon.idle_timeout,
+                defaults.idle_timeout,
+            )?,
             lock_wait: duration("daemon.lock_wait", daemon.lock_wait, defaults.lock_wait)?,
             insecure: registry.insecure.unwrap_or_default(),
             connect_timeout: duration(
@@ -176,7 +198,9 @@ impl Fragment {
                 registry.read_timeout,
                 defaults.read_timeout,
             )?,
-            max_manifest_size: registry.max_manifest_size.unwrap_or(defaults.max_manifest_size),
+            max_manifest_size: registry
+                .max_manifest_size
+                .unwrap_or(defaults.max_manifest_size),
             parallel_layers,
         })
     }
@@ -198,16 +222,30 @@ pub fn files(root: &Path) -> Result<(Vec<PathBuf>, Vec<String>), Error> {
         let entries = match std::fs::read_dir(directory.join("config.d")) {
             Ok(entries) => entries,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(source) => return Err(Error::Read { path: directory.join("config.d"), source }),
+            Err(source) => {
+                return Err(Error::Read {
+                    path: directory.join("config.d"),
+                    source,
+                });
+            }
         };
         for entry in entries {
             let path = entry
-                .map_err(|source| Error::Read { path: directory.join("config.d"), source })?
+                .map_err(|source| Error::Read {
+                    path: directory.join("config.d"),
+                    source,
+                })?
                 .path();
-            if path.extension().is_some_and(|extension| extension == "toml") {
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "toml")
+            {
                 drop_ins.insert(path.file_name().unwrap_or_default().to_owned(), path);
             } else {
-                warnings.push(format!("{} is ignored: its name does not end in .toml", path.display()));
+                warnings.push(format!(
+                    "{} is ignored: its name does not end in .toml",
+                    path.display()
+                ));
             }
         }
     }
@@ -222,8 +260,10 @@ pub fn load(root: &Path) -> Result<(Config, Vec<String>), Error> {
     let mut merged = Fragment::default();
     let mut origin = String::from("defaults");
     for path in paths {
-        let text = std::fs::read_to_string(&path)
-            .map_err(|source| Error::Read { path: path.clone(), source })?;
+        let text = std::fs::read_to_string(&path).map_err(|source| Error::Read {
+            path: path.clone(),
+            source,
+        })?;
         origin = path.display().to_string();
         let fragment = parse(&text, &origin)?;
         // Checked file by file, so that the error names the one that is wrong.
@@ -252,9 +292,21 @@ mod tests {
     #[test]
     fn later_files_replace_scalars_and_arrays() {
         let root = tempfile::tempdir().unwrap();
-        write(root.path(), "usr/lib/osteward/osteward.toml", "[registry]\ninsecure=[\"a\"]\nread_timeout=\"5s\"");
-        write(root.path(), "etc/osteward/config.d/20.toml", "[registry]\ninsecure=[\"b\",\"c\"]");
-        write(root.path(), "usr/lib/osteward/config.d/90.toml", "[daemon]\nidle_timeout=\"2min\"");
+        write(
+            root.path(),
+            "usr/lib/osteward/osteward.toml",
+            "[registry]\ninsecure=[\"a\"]\nread_timeout=\"5s\"",
+        );
+        write(
+            root.path(),
+            "etc/osteward/config.d/20.toml",
+            "[registry]\ninsecure=[\"b\",\"c\"]",
+        );
+        write(
+            root.path(),
+            "usr/lib/osteward/config.d/90.toml",
+            "[daemon]\nidle_timeout=\"2min\"",
+        );
         let (config, _) = load(root.path()).unwrap();
         assert_eq!(config.insecure, ["b", "c"]);
         assert_eq!(config.read_timeout, Duration::from_secs(5));
@@ -264,8 +316,16 @@ mod tests {
     #[test]
     fn same_name_in_a_higher_directory_replaces_and_an_empty_file_masks() {
         let root = tempfile::tempdir().unwrap();
-        write(root.path(), "usr/lib/osteward/config.d/10.toml", "[import]\nparallel_layers=7");
-        write(root.path(), "usr/lib/osteward/config.d/11.toml", "[daemon]\nlock_wait=\"9s\"");
+        write(
+            root.path(),
+            "usr/lib/osteward/config.d/10.toml",
+            "[import]\nparallel_layers=7",
+        );
+        write(
+            root.path(),
+            "usr/lib/osteward/config.d/11.toml",
+            "[daemon]\nlock_wait=\"9s\"",
+        );
         write(root.path(), "etc/osteward/config.d/10.toml", "");
         write(root.path(), "etc/osteward/config.d/README", "");
         let (config, warnings) = load(root.path()).unwrap();
@@ -287,7 +347,10 @@ mod tests {
             let root = tempfile::tempdir().unwrap();
             write(root.path(), "etc/osteward/config.d/x.toml", text);
             let error = load(root.path()).unwrap_err().to_string();
-            assert!(error.contains("config.d/x.toml") && error.contains(expected), "{text}: {error}");
+            assert!(
+                error.contains("config.d/x.toml") && error.contains(expected),
+                "{text}: {error}"
+            );
         }
     }
 }

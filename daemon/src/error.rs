@@ -118,7 +118,9 @@ impl Error {
             Error::Cancelled
                 | Error::Sysroot(sysroot::Error::Cancelled)
                 | Error::Image(image::Error::Cancelled)
-                | Error::Import(import::Error::Cancelled | import::Error::Fetch(image::Error::Cancelled))
+                | Error::Import(
+                    import::Error::Cancelled | import::Error::Fetch(image::Error::Cancelled)
+                )
         )
     }
 

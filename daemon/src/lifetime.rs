@@ -50,7 +50,9 @@ pub async fn until_idle(connection: &Connection, engine: &Engine, timeout: Durat
 
 /// Feeds systemd's watchdog at half its interval as long as the engine answers.
 pub async fn feed_watchdog(engine: Engine) {
-    let Some(interval) = sd_notify::watchdog_enabled() else { return };
+    let Some(interval) = sd_notify::watchdog_enabled() else {
+        return;
+    };
     let mut ticks = tokio::time::interval(interval / 2);
     loop {
         ticks.tick().await;

@@ -56,7 +56,9 @@ fn main() -> ExitCode {
 fn check_config() -> ExitCode {
     match config::load(Path::new("/")) {
         Ok((_, warnings)) => {
-            warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+            warnings
+                .iter()
+                .for_each(|warning| eprintln!("warning: {warning}"));
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -95,12 +97,20 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         runtime_directory: directory("RUNTIME_DIRECTORY", "/run/osteward"),
     };
     let engine = Engine::spawn(parts, changes);
-    service::serve(&connection, engine.clone(), logind).await.context("cannot serve the objects")?;
-    let mut signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
+    service::serve(&connection, engine.clone(), logind)
+        .await
+        .context("cannot serve the objects")?;
+    let mut signals = [
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    ];
     tokio::spawn(lifetime::feed_watchdog(engine.clone()));
     tokio::spawn(report::follow(engine.clone()));
     loop {
-        connection.request_name(osteward_dbus::BUS_NAME).await.context("cannot own the bus name")?;
+        connection
+            .request_name(osteward_dbus::BUS_NAME)
+            .await
+            .context("cannot own the bus name")?;
         report::notify(&[sd_notify::NotifyState::Ready]);
         let stop = serve_until_idle(&connection, &engine, idle_timeout, &mut signals).await;
         report::notify(&[sd_notify::NotifyState::Stopping]);
@@ -117,7 +127,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
             break;
         }
     }
-    connection.close().await.context("cannot close the connection")
+    connection
+        .close()
+        .await
+        .context("cannot close the connection")
 }
 
 /// Returns true when a signal asks to stop, false when nobody needs the daemon.
@@ -140,7 +153,10 @@ async fn connect(address: Option<&str>) -> anyhow::Result<Connection> {
         Some(address) => (zbus::connection::Builder::address(address), address),
         None => (zbus::connection::Builder::system(), "the system bus"),
     };
-    builder.build().await.with_context(|| format!("cannot connect to {what}"))
+    builder
+        .build()
+        .await
+        .with_context(|| format!("cannot connect to {what}"))
 }
 
 /// systemd tells where the unit's directories are (systemd.exec(5)).

@@ -54,11 +54,17 @@ impl Quarantine {
     /// Reads the list in `directory`; a missing file is an empty list.
     pub fn load(directory: &Path) -> Result<Self, Error> {
         let path = directory.join("quarantine.json");
-        let fail = |problem: String| Error { path: path.clone(), problem };
+        let fail = |problem: String| Error {
+            path: path.clone(),
+            problem,
+        };
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Self { path, digests: BTreeMap::new() });
+                return Ok(Self {
+                    path,
+                    digests: BTreeMap::new(),
+                });
             }
             Err(error) => return Err(fail(error.to_string())),
         };
@@ -69,7 +75,10 @@ impl Quarantine {
                 file.schema
             )));
         }
-        Ok(Self { path, digests: file.digests })
+        Ok(Self {
+            path,
+            digests: file.digests,
+        })
     }
 
     /// Why the digest is on the list, if it is.
@@ -99,11 +108,17 @@ impl Quarantine {
     }
 
     fn replace(&mut self, digests: BTreeMap<String, Reason>) -> Result<(), Error> {
-        let file = File { schema: SCHEMA, digests };
+        let file = File {
+            schema: SCHEMA,
+            digests,
+        };
         let written = serde_json::to_vec_pretty(&file)
             .map_err(std::io::Error::from)
             .and_then(|text| write_whole(&self.path, &text));
-        written.map_err(|error| Error { path: self.path.clone(), problem: error.to_string() })?;
+        written.map_err(|error| Error {
+            path: self.path.clone(),
+            problem: error.to_string(),
+        })?;
         self.digests = file.digests;
         Ok(())
     }
@@ -125,7 +140,9 @@ fn write_whole(path: &Path, text: &[u8]) -> std::io::Result<()> {
 /// a path is not used twice although the daemon exits when idle.
 pub fn next_job_number(directory: &Path) -> u64 {
     let path = directory.join("next-job");
-    let last = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
+    let last = std::fs::read_to_string(&path)
+        .ok()
+        .and_then(|text| text.trim().parse().ok());
     let next = last.unwrap_or(0u64) + 1;
     if let Err(error) = write_whole(&path, next.to_string().as_bytes()) {
         tracing::warn!(%error, path = %path.display(), "cannot keep the job counter");
@@ -138,7 +155,11 @@ mod tests {
     use super::*;
 
     fn reason() -> Reason {
-        Reason { reason: "user-rollback".into(), since: 7, to_digest: "sha256:b".into() }
+        Reason {
+            reason: "user-rollback".into(),
+            since: 7,
+            to_digest: "sha256:b".into(),
+        }
     }
 
     #[test]
@@ -150,7 +171,12 @@ mod tests {
         assert_eq!(again.reason("sha256:a"), Some(&reason()));
         assert!(again.lift("sha256:a").unwrap());
         assert!(!again.lift("sha256:a").unwrap());
-        assert_eq!(Quarantine::load(directory.path()).unwrap().reason("sha256:a"), None);
+        assert_eq!(
+            Quarantine::load(directory.path())
+                .unwrap()
+                .reason("sha256:a"),
+            None
+        );
     }
 
     #[test]

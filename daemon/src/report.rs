@@ -44,7 +44,10 @@ pub async fn follow(engine: Engine) {
     loop {
         let job = {
             let status = status.borrow_and_update();
-            let running = status.jobs.iter().find(|(_, view)| !view.borrow().state.is_final());
+            let running = status
+                .jobs
+                .iter()
+                .find(|(_, view)| !view.borrow().state.is_final());
             running.map(|(_, view)| view.clone())
         };
         let line = match &job {

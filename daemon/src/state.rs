@@ -83,7 +83,9 @@ pub fn next(state: State, command: Command) -> Result<State, Refused> {
 
         (S::Unknown | S::Idle | S::Staged | S::RollbackQueued | S::Working, C::Check) => Ok(state),
 
-        (S::Working, C::Download | C::Upgrade | C::Switch | C::Rollback { .. }) => Err(Refused::Busy),
+        (S::Working, C::Download | C::Upgrade | C::Switch | C::Rollback { .. }) => {
+            Err(Refused::Busy)
+        }
         (S::Working, C::CancelRollback | C::Apply | C::Discard) => Err(Refused::Busy),
 
         (
@@ -91,15 +93,28 @@ pub fn next(state: State, command: Command) -> Result<State, Refused> {
             C::Download | C::Upgrade | C::Switch | C::Discard,
         ) => Ok(S::Working),
 
-        (S::Idle | S::Staged | S::RollbackQueued, C::Rollback { possible: false, .. }) => {
-            Err(Refused::NoRollback)
-        }
-        (S::Staged, C::Rollback { possible: true, discard_staged: false }) => {
-            Err(Refused::StagedPending)
-        }
+        (
+            S::Idle | S::Staged | S::RollbackQueued,
+            C::Rollback {
+                possible: false, ..
+            },
+        ) => Err(Refused::NoRollback),
+        (
+            S::Staged,
+            C::Rollback {
+                possible: true,
+                discard_staged: false,
+            },
+        ) => Err(Refused::StagedPending),
         (S::RollbackQueued, C::Rollback { possible: true, .. }) => Err(Refused::AlreadyQueued),
         (S::Idle, C::Rollback { possible: true, .. })
-        | (S::Staged, C::Rollback { possible: true, discard_staged: true })
+        | (
+            S::Staged,
+            C::Rollback {
+                possible: true,
+                discard_staged: true,
+            },
+        )
         | (S::Unknown, C::Rollback { .. }) => Ok(S::Working),
 
         (S::Idle | S::Staged, C::CancelRollback) => Err(Refused::NotQueued),
@@ -116,13 +131,31 @@ mod tests {
     use Command as C;
     use State as S;
 
-    const STATES: [State; 7] =
-        [S::Unknown, S::Broken, S::NotBooted, S::Idle, S::Staged, S::RollbackQueued, S::Working];
-    const BACK: Command = C::Rollback { possible: true, discard_staged: false };
+    const STATES: [State; 7] = [
+        S::Unknown,
+        S::Broken,
+        S::NotBooted,
+        S::Idle,
+        S::Staged,
+        S::RollbackQueued,
+        S::Working,
+    ];
+    const BACK: Command = C::Rollback {
+        possible: true,
+        discard_staged: false,
+    };
 
     #[test]
     fn one_write_job_at_a_time() {
-        for command in [C::Download, C::Upgrade, C::Switch, BACK, C::CancelRollback, C::Apply, C::Discard] {
+        for command in [
+            C::Download,
+            C::Upgrade,
+            C::Switch,
+            BACK,
+            C::CancelRollback,
+            C::Apply,
+            C::Discard,
+        ] {
             assert_eq!(next(S::Working, command), Err(Refused::Busy), "{command:?}");
         }
         assert_eq!(next(S::Working, C::Check), Ok(S::Working));
@@ -131,13 +164,25 @@ mod tests {
     #[test]
     fn a_staged_update_is_never_lost_silently() {
         assert_eq!(next(S::Staged, BACK), Err(Refused::StagedPending));
-        let agreed = C::Rollback { possible: true, discard_staged: true };
+        let agreed = C::Rollback {
+            possible: true,
+            discard_staged: true,
+        };
         assert_eq!(next(S::Staged, agreed), Ok(S::Working));
     }
 
     #[test]
     fn nothing_starts_without_an_ostree_host() {
-        for command in [C::Check, C::Download, C::Upgrade, C::Switch, BACK, C::CancelRollback, C::Apply, C::Discard] {
+        for command in [
+            C::Check,
+            C::Download,
+            C::Upgrade,
+            C::Switch,
+            BACK,
+            C::CancelRollback,
+            C::Apply,
+            C::Discard,
+        ] {
             assert_eq!(next(S::NotBooted, command), Err(Refused::NotBooted));
             assert_eq!(next(S::Broken, command), Err(Refused::Broken));
         }
@@ -145,7 +190,10 @@ mod tests {
 
     #[test]
     fn rollback_and_apply_need_something_to_act_on() {
-        let impossible = C::Rollback { possible: false, discard_staged: false };
+        let impossible = C::Rollback {
+            possible: false,
+            discard_staged: false,
+        };
         for (state, command, expected) in [
             (S::Idle, impossible, Err(Refused::NoRollback)),
             (S::Staged, impossible, Err(Refused::NoRollback)),
@@ -164,7 +212,15 @@ mod tests {
     #[test]
     fn letting_in_a_command_leads_to_work_or_changes_nothing() {
         for state in STATES {
-            for command in [C::Check, C::Download, C::Upgrade, C::Switch, BACK, C::Apply, C::Discard] {
+            for command in [
+                C::Check,
+                C::Download,
+                C::Upgrade,
+                C::Switch,
+                BACK,
+                C::Apply,
+                C::Discard,
+            ] {
                 if let Ok(after) = next(state, command) {
                     assert!(after == S::Working || (after == state && command == C::Check));
                 }

@@ -1,6 +1,9 @@
 //! The contract from both sides: what the daemon serves equals the XML, and the proxies
 //! reach all of it. Over a socket pair, without a bus.
-#![expect(clippy::tests_outside_test_module, reason = "an integration test is a test module")]
+#![expect(
+    clippy::tests_outside_test_module,
+    reason = "an integration test is a test module"
+)]
 
 use std::collections::{BTreeSet, HashMap};
 use std::os::unix::net::UnixStream;
@@ -98,7 +101,10 @@ struct Served {
 async fn served() -> Served {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let guid = zbus::Guid::generate();
-    let server = connection::Builder::unix_stream(ours).server(guid).p2p().build();
+    let server = connection::Builder::unix_stream(ours)
+        .server(guid)
+        .p2p()
+        .build();
     let client = connection::Builder::unix_stream(theirs).p2p().build();
     let (server, client) = tokio::try_join!(server, client).unwrap();
     // Answers with an error when the daemon asks this side for logind.
@@ -115,14 +121,27 @@ async fn served() -> Served {
     };
     let engine = Engine::spawn(parts, mpsc::channel(1).1);
     let called = record_calls(&server);
-    service::serve(&server, engine.clone(), Logind::new(server.clone())).await.unwrap();
+    service::serve(&server, engine.clone(), Logind::new(server.clone()))
+        .await
+        .unwrap();
     let objects = server.object_server();
     let job = service::Job::new(engine, watch::channel(job()).1);
     objects.at(JOB, job).await.unwrap();
     let record = watch::channel(deployment()).1;
-    objects.at(DEPLOYMENT, service::Deployment::new(record)).await.unwrap();
-    objects.at(UPDATE, service::Update::new(watch::channel(update()).1)).await.unwrap();
-    Served { server, client, called, _directory: directory }
+    objects
+        .at(DEPLOYMENT, service::Deployment::new(record))
+        .await
+        .unwrap();
+    objects
+        .at(UPDATE, service::Update::new(watch::channel(update()).1))
+        .await
+        .unwrap();
+    Served {
+        server,
+        client,
+        called,
+        _directory: directory,
+    }
 }
 
 fn record_calls(server: &Connection) -> Arc<Mutex<BTreeSet<(String, String)>>> {
@@ -138,16 +157,26 @@ fn record_calls(server: &Connection) -> Arc<Mutex<BTreeSet<(String, String)>>> {
             let member = header.member().unwrap().to_string();
             let property = (interface == "org.freedesktop.DBus.Properties" && member == "Get")
                 .then(|| message.body().deserialize::<(String, String)>().unwrap());
-            record.lock().unwrap().insert(property.unwrap_or((interface, member)));
+            record
+                .lock()
+                .unwrap()
+                .insert(property.unwrap_or((interface, member)));
         }
     });
     called
 }
 
 fn in_contract(name: &str) -> Interface<'static> {
-    let (_, xml) = INTERFACES.iter().find(|(interface, _)| *interface == name).unwrap();
+    let (_, xml) = INTERFACES
+        .iter()
+        .find(|(interface, _)| *interface == name)
+        .unwrap();
     let node = Node::from_reader(xml.as_bytes()).unwrap();
-    node.interfaces().iter().find(|interface| interface.name() == name).unwrap().clone()
+    node.interfaces()
+        .iter()
+        .find(|interface| interface.name() == name)
+        .unwrap()
+        .clone()
 }
 
 /// Everything that a client could depend on, one line a fact.
@@ -160,10 +189,18 @@ fn facts(interface: &Interface<'_>) -> BTreeSet<String> {
             .map(|argument| {
                 let out = argument.direction() == Some(ArgDirection::Out);
                 let direction = if out { "out" } else { "in" };
-                format!("{direction} {} {}", argument.name().unwrap_or("?"), argument.ty())
+                format!(
+                    "{direction} {} {}",
+                    argument.name().unwrap_or("?"),
+                    argument.ty()
+                )
             })
             .collect();
-        facts.insert(format!("method {}({})", method.name(), arguments.join(", ")));
+        facts.insert(format!(
+            "method {}({})",
+            method.name(),
+            arguments.join(", ")
+        ));
     }
     for signal in interface.signals() {
         let arguments: Vec<String> = signal
@@ -171,7 +208,11 @@ fn facts(interface: &Interface<'_>) -> BTreeSet<String> {
             .iter()
             .map(|argument| format!("{} {}", argument.name().unwrap_or("?"), argument.ty()))
             .collect();
-        facts.insert(format!("signal {}({})", signal.name(), arguments.join(", ")));
+        facts.insert(format!(
+            "signal {}({})",
+            signal.name(),
+            arguments.join(", ")
+        ));
     }
     for property in interface.properties() {
         let emits = property
@@ -180,7 +221,10 @@ fn facts(interface: &Interface<'_>) -> BTreeSet<String> {
             .find(|a| a.name() == "org.freedesktop.DBus.Property.EmitsChangedSignal")
             .map_or("true", |annotation| annotation.value());
         let (name, ty) = (property.name(), property.ty());
-        facts.insert(format!("property {name} {ty} {:?} emits={emits}", property.access()));
+        facts.insert(format!(
+            "property {name} {ty} {:?} emits={emits}",
+            property.access()
+        ));
     }
     facts
 }
@@ -196,17 +240,31 @@ async fn what_is_served_is_what_the_xml_says() {
         ("org.osteward1.Job", JOB),
     ] {
         let interface = Some("org.freedesktop.DBus.Introspectable");
-        let reply =
-            served.client.call_method(None::<&str>, path, interface, "Introspect", &()).await.unwrap();
+        let reply = served
+            .client
+            .call_method(None::<&str>, path, interface, "Introspect", &())
+            .await
+            .unwrap();
         let xml: String = reply.body().deserialize().unwrap();
         let node = Node::from_reader(xml.as_bytes()).unwrap();
-        let is = node.interfaces().iter().find(|interface| interface.name() == name).unwrap();
+        let is = node
+            .interfaces()
+            .iter()
+            .find(|interface| interface.name() == name)
+            .unwrap();
         let (is, should) = (facts(is), facts(&in_contract(name)));
         let missing: Vec<_> = should.difference(&is).collect();
         let extra: Vec<_> = is.difference(&should).collect();
-        assert!(missing.is_empty() && extra.is_empty(), "{name}: missing {missing:#?}, extra {extra:#?}");
+        assert!(
+            missing.is_empty() && extra.is_empty(),
+            "{name}: missing {missing:#?}, extra {extra:#?}"
+        );
     }
-    assert_eq!(INTERFACES.len(), 5, "a new interface needs its line in these tests");
+    assert_eq!(
+        INTERFACES.len(),
+        5,
+        "a new interface needs its line in these tests"
+    );
 }
 
 /// Reads properties through a proxy; their values are the daemon's business elsewhere.
@@ -216,10 +274,18 @@ macro_rules! read {
 
 async fn read_everything(client: &Connection) {
     let no = CacheProperties::No;
-    let manager = ManagerProxy::builder(client).cache_properties(no).build().await.unwrap();
+    let manager = ManagerProxy::builder(client)
+        .cache_properties(no)
+        .build()
+        .await
+        .unwrap();
     read!(manager, version api_version features busy active_job config_warnings);
     assert_eq!(manager.list_jobs(&NoOptions {}).await.unwrap(), vec![]);
-    let host = HostProxy::builder(client).cache_properties(no).build().await.unwrap();
+    let host = HostProxy::builder(client)
+        .cache_properties(no)
+        .build()
+        .await
+        .unwrap();
     read!(host, booted_deployment staged_deployment default_deployment rollback_deployment
         rollback_queued deployments stateroot os_name os_version boot_digest tracking update_state
         update last_check reboot_required);
@@ -232,12 +298,20 @@ async fn read_everything(client: &Connection) {
     let update = update.cache_properties(no).build().await.unwrap();
     read!(update, digest index_digest image version architecture timestamp labels annotations state
         direction download_size total_size layers_total layers_missing);
-    let job = JobProxy::builder(client).path(JOB).cache_properties(no).build().await.unwrap();
+    let job = JobProxy::builder(client)
+        .path(JOB)
+        .cache_properties(no)
+        .build()
+        .await
+        .unwrap();
     read!(job, kind state phase phase_index phase_count fraction bytes_done bytes_total bytes_cached
         layers_done layers_total active_layers rate eta message cancellable error result target
         created_at finished_at started_by_uid started_by_label sequence);
     // The engine does not know this job: the object is the test's own.
-    assert!(matches!(job.cancel(&NoOptions {}).await, Err(Error::UnknownObject(_))));
+    assert!(matches!(
+        job.cancel(&NoOptions {}).await,
+        Err(Error::UnknownObject(_))
+    ));
 }
 
 /// On a host without ostree every operation says so, by name.
@@ -249,9 +323,11 @@ async fn ask_for_everything(client: &Connection) {
         host.check(&CheckOptions::default()).await,
         host.download(&DownloadOptions::default()).await,
         host.upgrade(&UpgradeOptions::default()).await,
-        host.switch("example.org/os:1", &UpgradeOptions::default()).await,
+        host.switch("example.org/os:1", &UpgradeOptions::default())
+            .await,
         host.rollback(&RollbackOptions::default()).await,
-        host.cancel_rollback(&CancelRollbackOptions::default()).await,
+        host.cancel_rollback(&CancelRollbackOptions::default())
+            .await,
         host.apply(&ApplyOptions::default()).await,
         host.discard(&["cache"], &DiscardOptions::default()).await,
     ];
@@ -266,13 +342,18 @@ async fn ask_for_everything(client: &Connection) {
 }
 
 async fn wait_for_not_booted(client: &Connection, path: &zbus::ObjectPath<'_>) {
-    let job = JobProxy::builder(client).path(path.to_owned()).cache_properties(CacheProperties::No);
+    let job = JobProxy::builder(client)
+        .path(path.to_owned())
+        .cache_properties(CacheProperties::No);
     let job = job.build().await.unwrap();
     let mut finished = job.receive_finished().await.unwrap();
     if job.state().await.unwrap() == "running" {
         finished.next().await.unwrap();
     }
-    assert_eq!(job.error().await.unwrap().0, "org.osteward1.Error.NotBooted");
+    assert_eq!(
+        job.error().await.unwrap().0,
+        "org.osteward1.Error.NotBooted"
+    );
 }
 
 #[tokio::test]
@@ -285,8 +366,12 @@ async fn the_proxies_reach_every_member() {
     for (name, _) in INTERFACES {
         let interface = in_contract(name);
         let methods = interface.methods().map(|method| method.name().to_string());
-        let properties = interface.properties().map(|property| property.name().to_string());
-        let members = methods.chain(properties).map(|member| ((*name).to_owned(), member));
+        let properties = interface
+            .properties()
+            .map(|property| property.name().to_string());
+        let members = methods
+            .chain(properties)
+            .map(|member| ((*name).to_owned(), member));
         unreached.extend(members.filter(|member| !called.contains(member)));
     }
     assert_eq!(unreached, vec![]);
@@ -296,25 +381,62 @@ async fn the_proxies_reach_every_member() {
 async fn the_proxies_hear_every_signal() {
     let served = served().await;
     let emitter = SignalEmitter::new(&served.server, JOB).unwrap();
-    let job = JobProxy::builder(&served.client).path(JOB).build().await.unwrap();
+    let job = JobProxy::builder(&served.client)
+        .path(JOB)
+        .build()
+        .await
+        .unwrap();
     let manager = ManagerProxy::new(&served.client).await.unwrap();
-    let (mut progress, mut finished) =
-        (job.receive_progress().await.unwrap(), job.receive_finished().await.unwrap());
-    let (mut added, mut removed) =
-        (manager.receive_job_added().await.unwrap(), manager.receive_job_removed().await.unwrap());
-    service::Job::progress(&emitter, HashMap::new()).await.unwrap();
-    service::Job::finished(&emitter, "failed", "name", "text", HashMap::new()).await.unwrap();
+    let (mut progress, mut finished) = (
+        job.receive_progress().await.unwrap(),
+        job.receive_finished().await.unwrap(),
+    );
+    let (mut added, mut removed) = (
+        manager.receive_job_added().await.unwrap(),
+        manager.receive_job_removed().await.unwrap(),
+    );
+    service::Job::progress(&emitter, HashMap::new())
+        .await
+        .unwrap();
+    service::Job::finished(&emitter, "failed", "name", "text", HashMap::new())
+        .await
+        .unwrap();
     let emitter = SignalEmitter::new(&served.server, MANAGER_PATH).unwrap();
     let path = || zbus::ObjectPath::try_from(JOB).unwrap();
-    service::Manager::job_added(&emitter, path(), "upgrade").await.unwrap();
-    service::Manager::job_removed(&emitter, path(), "upgrade", "failed", "name").await.unwrap();
-    assert!(progress.next().await.unwrap().args().unwrap().changed().is_empty());
+    service::Manager::job_added(&emitter, path(), "upgrade")
+        .await
+        .unwrap();
+    service::Manager::job_removed(&emitter, path(), "upgrade", "failed", "name")
+        .await
+        .unwrap();
+    assert!(
+        progress
+            .next()
+            .await
+            .unwrap()
+            .args()
+            .unwrap()
+            .changed()
+            .is_empty()
+    );
     let finished = finished.next().await.unwrap();
     let finished = finished.args().unwrap();
-    assert_eq!((*finished.state(), *finished.error_name()), ("failed", "name"));
-    assert_eq!(*added.next().await.unwrap().args().unwrap().kind(), "upgrade");
-    assert_eq!(*removed.next().await.unwrap().args().unwrap().error_name(), "name");
-    let signals: usize = INTERFACES.iter().map(|(name, _)| in_contract(name).signals().count()).sum();
+    assert_eq!(
+        (*finished.state(), *finished.error_name()),
+        ("failed", "name")
+    );
+    assert_eq!(
+        *added.next().await.unwrap().args().unwrap().kind(),
+        "upgrade"
+    );
+    assert_eq!(
+        *removed.next().await.unwrap().args().unwrap().error_name(),
+        "name"
+    );
+    let signals: usize = INTERFACES
+        .iter()
+        .map(|(name, _)| in_contract(name).signals().count())
+        .sum();
     assert_eq!(signals, 4, "a new signal needs its line in this test");
 }
 
@@ -336,14 +458,30 @@ async fn unknown_options_and_bad_values_are_invalid_args() {
         ("Upgrade", "digest", zbus::Variant::from("sha256:12")),
         ("Upgrade", "apply", zbus::Variant::from("maybe")),
         ("Status", "verbose", zbus::Variant::from(true)),
-        ("Check", "client-label", zbus::Variant::from("x".repeat(129))),
+        (
+            "Check",
+            "client-label",
+            zbus::Variant::from("x".repeat(129)),
+        ),
     ] {
         let error = call(member, key, value).await;
-        assert!(matches!(error, Error::InvalidArgs(_)), "{member} {key}: {error:?}");
+        assert!(
+            matches!(error, Error::InvalidArgs(_)),
+            "{member} {key}: {error:?}"
+        );
     }
     let host = HostProxy::new(&served.client).await.unwrap();
-    for image in ["", "fedora", "oci:", "docker://UPPER/x", "example.org/x@sha256:12"] {
-        let error = host.switch(image, &UpgradeOptions::default()).await.unwrap_err();
+    for image in [
+        "",
+        "fedora",
+        "oci:",
+        "docker://UPPER/x",
+        "example.org/x@sha256:12",
+    ] {
+        let error = host
+            .switch(image, &UpgradeOptions::default())
+            .await
+            .unwrap_err();
         assert!(matches!(error, Error::InvalidArgs(_)), "{image}: {error:?}");
     }
 }

@@ -1,5 +1,8 @@
 //! The direction of dependencies, asserted by reading the sources (ARCHITECTURE.md).
-#![expect(clippy::tests_outside_test_module, reason = "an integration test is a test module")]
+#![expect(
+    clippy::tests_outside_test_module,
+    reason = "an integration test is a test module"
+)]
 
 use std::path::{Path, PathBuf};
 
@@ -12,14 +15,37 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("image", &[]),
     ("import", &["image"]),
     ("sysroot", &["image"]),
-    ("error", &["image", "import", "jobs", "observe", "record", "state", "sysroot"]),
-    ("jobs", &["config", "error", "image", "import", "observe", "record", "state", "sysroot"]),
-    ("engine", &["config", "error", "image", "jobs", "observe", "record", "state", "sysroot"]),
+    (
+        "error",
+        &[
+            "image", "import", "jobs", "observe", "record", "state", "sysroot",
+        ],
+    ),
+    (
+        "jobs",
+        &[
+            "config", "error", "image", "import", "observe", "record", "state", "sysroot",
+        ],
+    ),
+    (
+        "engine",
+        &[
+            "config", "error", "image", "jobs", "observe", "record", "state", "sysroot",
+        ],
+    ),
     ("report", &["engine"]),
     ("lifetime", &["engine", "report"]),
-    ("service", &["engine", "image", "jobs", "observe", "sysroot"]),
+    (
+        "service",
+        &["engine", "image", "jobs", "observe", "sysroot"],
+    ),
     ("lib", &[]),
-    ("main", &["config", "engine", "lifetime", "observe", "report", "service", "sysroot"]),
+    (
+        "main",
+        &[
+            "config", "engine", "lifetime", "observe", "report", "service", "sysroot",
+        ],
+    ),
 ];
 
 /// Crates that only some areas may name.
@@ -46,8 +72,13 @@ fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
 /// The code of a file without comments and without its tests.
 fn code(path: &Path) -> String {
     let text = std::fs::read_to_string(path).unwrap();
-    let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
-    let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let code = text
+        .split("#[cfg(test)]\nmod tests {")
+        .next()
+        .unwrap_or_default();
+    let lines = code
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"));
     lines.collect::<Vec<_>>().join("\n")
 }
 
@@ -63,14 +94,21 @@ fn named_after(code: &str, prefix: &str) -> Vec<String> {
             let group = rest.strip_prefix('{').and_then(|rest| rest.split_once('}'));
             let names = group.map_or(rest, |(names, _)| names);
             let count = if group.is_some() { usize::MAX } else { 1 };
-            names.split(',').take(count).map(first_word).collect::<Vec<_>>()
+            names
+                .split(',')
+                .take(count)
+                .map(first_word)
+                .collect::<Vec<_>>()
         })
         .filter(|name| !name.is_empty())
         .collect()
 }
 
 fn first_word(text: &str) -> String {
-    text.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+    text.trim_start()
+        .chars()
+        .take_while(|c| c.is_alphanumeric() || *c == '_')
+        .collect()
 }
 
 fn area(source: &Path, root: &Path) -> String {
@@ -94,7 +132,11 @@ fn modules_name_only_what_is_below_them() {
     each_source(|area, source, code| {
         let rule = MAY_NAME.iter().find(|(name, _)| *name == area);
         let (_, allowed) = rule.unwrap_or_else(|| panic!("{area} has no rule: add it to MAY_NAME"));
-        let own = if area == "main" { "ostewardd::" } else { "crate::" };
+        let own = if area == "main" {
+            "ostewardd::"
+        } else {
+            "crate::"
+        };
         for name in named_after(code, own) {
             let is_module = MAY_NAME.iter().any(|(module, _)| *module == name);
             assert!(
@@ -129,7 +171,11 @@ fn no_interface_method_takes_the_write_lock_and_unsafe_has_one_home() {
             source.display()
         );
         let home = source.ends_with("sysroot/symbols.rs");
-        assert!(home || !code.contains("unsafe "), "{} is unsafe", source.display());
+        assert!(
+            home || !code.contains("unsafe "),
+            "{} is unsafe",
+            source.display()
+        );
     });
 }
 

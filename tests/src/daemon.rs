@@ -83,8 +83,9 @@ impl Daemon {
         if let Some(usec) = settings.watchdog_usec {
             command.arg(format!("WATCHDOG_USEC={usec}"));
         }
-        let trace = std::env::var("RUST_LOG").unwrap_or_else(|_| "info,ostewardd=debug".into());
-        command.arg(format!("RUST_LOG={trace}"));
+        let filter =
+            std::env::var("OSTEWARD_LOG").unwrap_or_else(|_| "info,ostewardd=debug".into());
+        command.arg(format!("OSTEWARD_LOG={filter}"));
         command.args(
             settings
                 .environment

@@ -36,6 +36,7 @@ pub const HOST_ARCHITECTURE: &str = if cfg!(target_arch = "aarch64") {
 #[derive(Clone, Debug)]
 pub struct Image {
     layers: Vec<Layer>,
+    ready: Vec<(PathBuf, Blob)>,
     base: Option<Written>,
     labels: BTreeMap<String, String>,
     annotations: BTreeMap<String, String>,
@@ -52,6 +53,7 @@ impl Image {
         ];
         Self {
             layers: Vec::new(),
+            ready: Vec::new(),
             base: None,
             labels: labels.map(|(key, value)| (key.into(), value.into())).into(),
             annotations: BTreeMap::new(),
@@ -72,6 +74,24 @@ impl Image {
     pub fn on(mut self, base: &Written) -> Self {
         self.base = Some(base.clone());
         self
+    }
+
+    /// Puts the layers of an image of another layout below the image's own, without reading them.
+    ///
+    /// # Errors
+    /// When the other layout is incomplete.
+    pub fn with_layers_of(mut self, layout: &Layout, image: &Written) -> Result<Self> {
+        let manifest = layout.json(&image.digest)?;
+        let config = layout.json(&image.config_digest)?;
+        let layers = manifest["layers"].as_array().context("no layers")?;
+        let diff_ids = config["rootfs"]["diff_ids"]
+            .as_array()
+            .context("no diff_ids")?;
+        for (layer, diff_id) in layers.iter().zip(diff_ids) {
+            let blob = Blob::from_json(layer, diff_id).context("an odd layer")?;
+            self.ready.push((layout.blob(&blob.digest), blob));
+        }
+        Ok(self)
     }
 
     /// Sets a label of the configuration; an empty value removes it.
@@ -144,11 +164,20 @@ impl Image {
     /// When the layout is not writable or a layer's source not readable.
     pub fn write(&self, layout: &Layout) -> Result<Written> {
         let dir = layout.blob_dir();
-        let blobs: Vec<Blob> = self
+        let mut blobs = Vec::new();
+        for (source, blob) in &self.ready {
+            let target = layout.blob(&blob.digest);
+            if !target.exists() && fs::hard_link(source, &target).is_err() {
+                fs::copy(source, &target).context("copying a blob")?;
+            }
+            blobs.push(blob.clone());
+        }
+        let own: Vec<Blob> = self
             .layers
             .iter()
             .map(|layer| layer.write_blob(&dir))
             .collect::<Result<_>>()?;
+        blobs.extend(own);
         let config = layout.put(CONFIG, &self.config(layout, &blobs)?)?;
         let mut layers = Vec::new();
         if let Some(base) = &self.base {

@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod layers {
     use anyhow::{Context, Result};
+    use osteward_dbus::options::UpgradeOptions;
     use osteward_tests::host::Host;
     use osteward_tests::image::{Compression, Entry, Kind, Layer};
     use osteward_tests::oracle;
@@ -46,16 +47,10 @@ mod layers {
                 ],
             ),
             (
-                "file over directory and back",
+                "file over directory",
                 vec![
-                    usr()
-                        .dir("usr/d/x")
-                        .file("usr/d/x/in", "1")
-                        .file("usr/d/y", "2"),
-                    usr()
-                        .file("usr/d/x", "now a file")
-                        .dir("usr/d/y")
-                        .file("usr/d/y/in", "3"),
+                    usr().dir("usr/d/x").file("usr/d/x/in", "1"),
+                    usr().file("usr/d/x", "file"),
                 ],
             ),
             ("long names, GNU", vec![usr().file(&deep, "deep")]),
@@ -134,8 +129,18 @@ mod layers {
         for (number, (what, layers)) in good().into_iter().enumerate() {
             let image = host.next_image(&format!("2.{number}"), layers);
             let image = host.publish(&image).context(what)?;
-            let theirs = host.oracle_tree().context(what)?;
-            let ended = host.upgrade().await.context(what)?;
+            let theirs = match host.oracle_tree() {
+                Ok(tree) => tree,
+                Err(error) => {
+                    wrong.push(format!("{what}: ostree-ext refuses it: {error:#}"));
+                    continue;
+                }
+            };
+            let options = UpgradeOptions {
+                replace_staged: Some(true),
+                ..Default::default()
+            };
+            let ended = host.upgrade_with(&options).await.context(what)?;
             if ended.state != "succeeded" {
                 wrong.push(format!(
                     "{what}: {} {}",
@@ -153,6 +158,24 @@ mod layers {
         }
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
         host.sandbox.fsck()
+    }
+
+    /// libostree 2022.7, below the oracle, cannot check this out; later ones can.
+    #[tokio::test]
+    async fn a_directory_replaces_a_file() -> Result<()> {
+        let host = Host::boot()?;
+        let layers = [
+            usr().file("usr/d/y", "file"),
+            usr().dir("usr/d/y").file("usr/d/y/in", "inside"),
+        ];
+        host.publish(&host.next_image("2", layers))?;
+        host.upgrade().await?.succeeded()?;
+        let staged = host.sandbox.deployments()?.remove(0).checksum;
+        assert_eq!(
+            host.sandbox.ostree(["cat", &staged, "/usr/d/y/in"])?,
+            "inside"
+        );
+        Ok(())
     }
 
     /// Layers that no image may have.
@@ -189,7 +212,7 @@ mod layers {
             let place = format!("oci:{}/oci:bad", osteward_tests::sandbox::SHARE);
             let connection = host.connect().await?;
             let mut listener = osteward_tests::job::Listener::new(&connection).await?;
-            let options = osteward_dbus::options::UpgradeOptions::default();
+            let options = UpgradeOptions::default();
             let job = Host::proxy(&connection)
                 .await?
                 .switch(&place, &options)

@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod main_job {
     use anyhow::{Context, Result};
+    use osteward_dbus::options::UpgradeOptions;
     use osteward_tests::client;
     use osteward_tests::host::Host;
     use osteward_tests::image::{Compression, Layer};
@@ -89,7 +90,11 @@ mod main_job {
         next.write_as(&host.layout, "latest")?;
         host.layout
             .push("latest", &host.registry.name("os:latest"))?;
-        let ended = host.upgrade().await?.succeeded()?;
+        let options = UpgradeOptions {
+            replace_staged: Some(true),
+            ..Default::default()
+        };
+        let ended = host.upgrade_with(&options).await?.succeeded()?;
         assert!(ended.value::<bool>("changed")?);
         Ok(())
     }

@@ -57,7 +57,10 @@ impl RunState {
 
     /// Whether it is over.
     pub fn is_final(self) -> bool {
-        matches!(self, RunState::Succeeded | RunState::Failed | RunState::Cancelled)
+        matches!(
+            self,
+            RunState::Succeeded | RunState::Failed | RunState::Cancelled
+        )
     }
 }
 
@@ -127,7 +130,11 @@ impl JobView {
             }
             Err(error) => {
                 let cancelled = error.is_cancelled();
-                self.state = if cancelled { RunState::Cancelled } else { RunState::Failed };
+                self.state = if cancelled {
+                    RunState::Cancelled
+                } else {
+                    RunState::Failed
+                };
                 self.facts = error.facts();
                 let error = error.to_bus();
                 self.error = Some((error.name().to_owned(), error.message()));
@@ -137,7 +144,10 @@ impl JobView {
 
     /// Seconds left of the download, if that can be told.
     pub fn eta(&self) -> Option<u64> {
-        let left = self.reading.bytes_total.checked_sub(self.reading.bytes_done)?;
+        let left = self
+            .reading
+            .bytes_total
+            .checked_sub(self.reading.bytes_done)?;
         (self.rate > 0 && left > 0).then(|| left.div_ceil(self.rate))
     }
 }
@@ -149,12 +159,17 @@ pub(super) async fn publish(progress: Progress, view: watch::Sender<JobView>) {
     let mut rate = Rate::new();
     loop {
         ticks.tick().await;
-        let Some(reading) = progress.take_changed() else { continue };
+        let Some(reading) = progress.take_changed() else {
+            continue;
+        };
         let rate = rate.update(Instant::now(), reading.bytes_done);
         view.send_modify(|view| {
             // A job that is being cancelled must not look cancellable again.
             let cancellable = reading.cancellable && view.state == RunState::Running;
-            view.reading = Reading { cancellable, ..reading };
+            view.reading = Reading {
+                cancellable,
+                ..reading
+            };
             view.rate = rate;
             view.sequence += 1;
         });
@@ -187,5 +202,7 @@ pub(super) fn log_end(id: JobId, request: &Request, result: &Result<Outcome, Err
 }
 
 fn microseconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_micros() as u64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_micros() as u64)
 }

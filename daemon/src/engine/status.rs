@@ -69,7 +69,10 @@ impl OsRelease {
     /// Reads the file's text: `KEY=value` lines, values quoted as in a shell.
     pub fn parse(text: &str) -> Self {
         let value = |key: &str| {
-            let line = text.lines().rev().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))?;
+            let line = text
+                .lines()
+                .rev()
+                .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))?;
             let line = line.trim();
             let inner = ['"', '\'']
                 .iter()
@@ -79,7 +82,9 @@ impl OsRelease {
         };
         Self {
             name: value("ID").unwrap_or_default(),
-            version: value("VERSION").or_else(|| value("VERSION_ID")).unwrap_or_default(),
+            version: value("VERSION")
+                .or_else(|| value("VERSION_ID"))
+                .unwrap_or_default(),
         }
     }
 }
@@ -145,8 +150,15 @@ impl Status {
             })
         };
         // What a check found under another reference is not an update of this host.
-        let tracked = snapshot.tracking()?.origin.as_ref().map(|origin| &origin.image);
-        let found = self.found.clone().filter(|found| Some(&found.reference) == tracked);
+        let tracked = snapshot
+            .tracking()?
+            .origin
+            .as_ref()
+            .map(|origin| &origin.image);
+        let found = self
+            .found
+            .clone()
+            .filter(|found| Some(&found.reference) == tracked);
         let found = found.or_else(cached);
         let candidate = found.filter(|candidate| Some(&candidate.image.digest) != booted)?;
         let digest = &candidate.image.digest;
@@ -154,8 +166,16 @@ impl Status {
         let pulled = staged || snapshot.pulled.contains(digest);
         Some(Offer {
             reference: candidate.reference.to_string(),
-            layers_missing: if pulled { Some(0) } else { candidate.layers_missing },
-            download_size: if pulled { Some(0) } else { candidate.download_size },
+            layers_missing: if pulled {
+                Some(0)
+            } else {
+                candidate.layers_missing
+            },
+            download_size: if pulled {
+                Some(0)
+            } else {
+                candidate.download_size
+            },
             state: match (staged, self.quarantined.contains(digest.as_str()), pulled) {
                 (true, ..) => "staged",
                 (false, true, _) => "quarantined",
@@ -176,7 +196,9 @@ impl Status {
                 return word;
             }
         }
-        let Some(snapshot) = self.snapshot() else { return "unknown" };
+        let Some(snapshot) = self.snapshot() else {
+            return "unknown";
+        };
         if snapshot.staged().is_some() {
             return "staged";
         }
@@ -186,7 +208,9 @@ impl Status {
         match self.offer().map(|offer| offer.state) {
             Some("available") => "available",
             Some("downloaded") => "downloaded",
-            Some(_) | None if self.last_check.as_ref().is_some_and(|c| c.error.is_some()) => "failed",
+            Some(_) | None if self.last_check.as_ref().is_some_and(|c| c.error.is_some()) => {
+                "failed"
+            }
             Some(_) | None => "idle",
         }
     }
@@ -212,7 +236,13 @@ mod tests {
     #[test]
     fn os_release_is_read_as_a_shell_would() {
         let os = OsRelease::parse("# c\nID=debian\nVERSION_ID='12'\nVERSION=\"12 (bookworm)\"\n");
-        assert_eq!(os, OsRelease { name: "debian".into(), version: "12 (bookworm)".into() });
+        assert_eq!(
+            os,
+            OsRelease {
+                name: "debian".into(),
+                version: "12 (bookworm)".into()
+            }
+        );
         let os = OsRelease::parse("ID=\"x\"\nVERSION_ID=7");
         assert_eq!((os.name.as_str(), os.version.as_str()), ("x", "7"));
         assert_eq!(OsRelease::parse(""), OsRelease::default());

@@ -42,8 +42,8 @@ struct Entry {
 /// Looks up the credentials for a repository; `None` when there are none and access is to be anonymous.
 ///
 /// # Errors
-/// [`Error::Auth`] for a file or an entry that is malformed, [`Error::NotSupported`] for an entry that
-/// needs a credential helper or an identity token, [`Error::Io`] for a file that cannot be read.
+/// [`Error::Auth`] for a file that cannot be read or that is malformed, [`Error::NotSupported`] for an
+/// entry that needs a credential helper or an identity token.
 pub(super) async fn credentials(
     files: &[PathBuf],
     registry: &str,
@@ -54,9 +54,9 @@ pub(super) async fn credentials(
             Ok(text) => return find(&text, path, registry, repository),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => {
-                return Err(Error::Io {
-                    path: path.clone(),
-                    source,
+                return Err(Error::Auth {
+                    host: registry.to_owned(),
+                    reason: format!("{} cannot be read: {source}", path.display()),
                 });
             }
         }
@@ -292,7 +292,7 @@ mod tests {
             None
         );
         let unreadable = credentials(&[directory.path().to_owned()], "quay.io", "os").await;
-        assert!(matches!(unreadable, Err(Error::Io { .. })));
+        assert!(matches!(unreadable, Err(Error::Auth { .. })));
     }
 
     #[test]

@@ -660,21 +660,3 @@ async fn redirects_of_blobs_are_followed() {
         "{error}"
     );
 }
-#[tokio::test]
-async fn smoke_real() {
-    for name in ["docker://127.0.0.1:5731/ns/os:oci", "docker://127.0.0.1:5731/ns/os:docker", "oci:/tmp/imgsmoke/l:os", "docker://127.0.0.1:5731/ns/os:none","docker://127.0.0.1:5731/no/os:none"] {
-        let reference: ImageReference = name.parse().unwrap();
-        let source = Source::open(&reference, &RegistryConfig::default()).unwrap();
-        match source.resolve(None).await {
-            Ok(image) => {
-                let all = blob::collect(source.blob(&image.layers[0]).await.unwrap()).await.unwrap();
-                assert_eq!(Digest::of(&all), image.layers[0].digest);
-                println!("{name} {} {}\n{}\n{}", image.digest, image.require_bootable(host_architecture()).is_ok(), image.manifest_json, image.config_json);
-            }
-            Err(error) => println!("{name}: {error:?}: {error}"),
-        }
-    }
-    let reference: ImageReference = "docker://127.0.0.1:5731/ns/os:oci".parse().unwrap();
-    let source = Source::open(&reference, &RegistryConfig::default()).unwrap();
-    println!("{:?}", source.resolve(Some(&Digest::of(b"no"))).await.map_err(|e| e.to_string()));
-}

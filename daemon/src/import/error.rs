@@ -100,7 +100,10 @@ impl<T> During<T> for Result<T, glib::Error> {
                 // The caller that knows the repository fills the numbers in.
                 no_space()
             } else {
-                Error::Ostree { context, text: error.message().to_owned() }
+                Error::Ostree {
+                    context,
+                    text: error.message().to_owned(),
+                }
             }
         })
     }
@@ -116,7 +119,11 @@ impl<T> During<T> for Result<T, io::Error> {
 }
 
 fn no_space() -> Error {
-    Error::NoSpace { need: 0, have: 0, where_: String::new() }
+    Error::NoSpace {
+        need: 0,
+        have: 0,
+        where_: String::new(),
+    }
 }
 
 /// libostree reports its reserve (`core.min-free-space-*`) only in words.
@@ -141,7 +148,10 @@ impl Error {
 /// Where the repository is, for messages.
 pub(crate) fn repository_path(repo: &ostree::Repo) -> String {
     use ostree::prelude::FileExt;
-    repo.path().path().map(|path| path.display().to_string()).unwrap_or_default()
+    repo.path()
+        .path()
+        .map(|path| path.display().to_string())
+        .unwrap_or_default()
 }
 
 /// Bytes that can be written before libostree's reserve is touched; 0 when unknown.
@@ -170,13 +180,22 @@ mod tests {
             assert!(matches!(mapped, Err(Error::NoSpace { .. })), "{mapped:?}");
         }
         let full = io::Error::from(io::ErrorKind::StorageFull);
-        assert!(matches!(Err::<(), _>(full).during("x"), Err(Error::NoSpace { .. })));
+        assert!(matches!(
+            Err::<(), _>(full).during("x"),
+            Err(Error::NoSpace { .. })
+        ));
     }
 
     #[test]
     fn cancellation_keeps_its_own_name() {
         let stopped = glib::Error::new(gio::IOErrorEnum::Cancelled, "Operation was cancelled");
-        assert!(matches!(Err::<(), _>(stopped).during("x"), Err(Error::Cancelled)));
-        assert!(matches!(Error::from(image::Error::Cancelled), Error::Cancelled));
+        assert!(matches!(
+            Err::<(), _>(stopped).during("x"),
+            Err(Error::Cancelled)
+        ));
+        assert!(matches!(
+            Error::from(image::Error::Cancelled),
+            Error::Cancelled
+        ));
     }
 }

@@ -22,6 +22,9 @@ use crate::image::reference::Digest;
 /// Most bytes of one blob that wait between the network and the thread that unpacks.
 pub(crate) const IN_FLIGHT: u32 = 2 * 1024 * 1024;
 
+/// Most pieces that wait, however small they are.
+const MESSAGES: usize = 256;
+
 enum Message {
     Data(Bytes),
     Failed(Error),
@@ -30,7 +33,7 @@ enum Message {
 
 /// The bytes of one compressed blob, hashed as they are read.
 pub(crate) struct Feed {
-    messages: mpsc::UnboundedReceiver<Message>,
+    messages: mpsc::Receiver<Message>,
     room: Arc<Semaphore>,
     observer: Arc<dyn Observer>,
     layer: Layer,
@@ -52,10 +55,16 @@ impl Feed {
         observer: &Arc<dyn Observer>,
         cancel: &CancellationToken,
     ) -> Self {
-        let (sender, messages) = mpsc::unbounded_channel();
+        let (sender, messages) = mpsc::channel(MESSAGES);
         let room = Arc::new(Semaphore::new(IN_FLIGHT as usize));
         let stop = cancel.child_token();
-        let task = pump(fetch.clone(), layer.clone(), sender, room.clone(), stop.clone());
+        let task = pump(
+            fetch.clone(),
+            layer.clone(),
+            sender,
+            room.clone(),
+            stop.clone(),
+        );
         runtime.spawn(task);
         Self {
             messages,
@@ -97,11 +106,17 @@ impl Feed {
         let found = Digest::from_sha256(&self.hasher.finalize().into());
         if self.received != self.layer.size {
             let found = format!("{} bytes instead of {}", self.received, self.layer.size);
-            return Err(Error::DigestMismatch { digest: self.layer.digest, found });
+            return Err(Error::DigestMismatch {
+                digest: self.layer.digest,
+                found,
+            });
         }
         if found != self.layer.digest {
             let found = format!("it has the digest {found}");
-            return Err(Error::DigestMismatch { digest: self.layer.digest, found });
+            return Err(Error::DigestMismatch {
+                digest: self.layer.digest,
+                found,
+            });
         }
         Ok(())
     }
@@ -110,7 +125,10 @@ impl Feed {
         self.received += chunk.len() as u64;
         if self.received > self.layer.size {
             let found = format!("more than the {} bytes it should have", self.layer.size);
-            return self.fail(Error::DigestMismatch { digest: self.layer.digest.clone(), found });
+            return self.fail(Error::DigestMismatch {
+                digest: self.layer.digest.clone(),
+                found,
+            });
         }
         self.hasher.update(&chunk);
         self.observer.bytes(&self.layer.digest, chunk.len() as u64);
@@ -156,7 +174,9 @@ impl Read for Feed {
 
 impl std::fmt::Debug for Feed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Feed").field("layer", &self.layer.digest).finish_non_exhaustive()
+        f.debug_struct("Feed")
+            .field("layer", &self.layer.digest)
+            .finish_non_exhaustive()
     }
 }
 
@@ -164,7 +184,7 @@ impl std::fmt::Debug for Feed {
 async fn pump(
     fetch: Fetch,
     layer: Layer,
-    sender: mpsc::UnboundedSender<Message>,
+    sender: mpsc::Sender<Message>,
     room: Arc<Semaphore>,
     stop: CancellationToken,
 ) {
@@ -177,13 +197,13 @@ async fn pump(
         },
     };
     // A reader that is gone has its own reason to be.
-    let _ = sender.send(last);
+    let _ = sender.send(last).await;
 }
 
 async fn copy(
     fetch: &Fetch,
     layer: &Layer,
-    sender: &mpsc::UnboundedSender<Message>,
+    sender: &mpsc::Sender<Message>,
     room: &Semaphore,
 ) -> Result<(), Error> {
     let mut stream = fetch(layer).await?;
@@ -196,7 +216,7 @@ async fn copy(
                 return Err(Error::Cancelled);
             };
             permit.forget();
-            if sender.send(Message::Data(part)).is_err() {
+            if sender.send(Message::Data(part)).await.is_err() {
                 return Err(Error::Cancelled);
             }
         }

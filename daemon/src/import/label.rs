@@ -47,13 +47,14 @@ impl Labeller {
         transaction: &mut Transaction<'_>,
         root: &Dir,
     ) -> Result<Option<Self>, Error> {
-        let Some(selinux) = root.dir(&POLICY) else { return Ok(None) };
+        let Some(selinux) = root.dir(&POLICY) else {
+            return Ok(None);
+        };
         // libostree compiles a policy out of a commit; only this subtree matters for it.
         let commit = write_policy_commit(transaction, selinux)?;
         let cancellable = transaction.cancellable().clone();
-        let policy =
-            ostree::SePolicy::from_commit(transaction.repo(), &commit, Some(&cancellable))
-                .during("loading the SELinux policy of the image")?;
+        let policy = ostree::SePolicy::from_commit(transaction.repo(), &commit, Some(&cancellable))
+            .during("loading the SELinux policy of the image")?;
         if policy.name().is_none_or(|name| name.is_empty()) {
             return Ok(None);
         }
@@ -110,7 +111,9 @@ impl Labeller {
         cancellable: &gio::Cancellable,
     ) -> Result<Option<String>, Error> {
         let label = self.policy.label(path, mode, Some(cancellable));
-        Ok(label.during("looking up an SELinux label")?.map(String::from))
+        Ok(label
+            .during("looking up an SELinux label")?
+            .map(String::from))
     }
 
     fn label_dirmeta(
@@ -176,10 +179,7 @@ impl std::fmt::Debug for Labeller {
     }
 }
 
-fn write_policy_commit(
-    transaction: &mut Transaction<'_>,
-    selinux: &Dir,
-) -> Result<String, Error> {
+fn write_policy_commit(transaction: &mut Transaction<'_>, selinux: &Dir) -> Result<String, Error> {
     let meta = transaction.dirmeta(&Attributes::default_directory())?;
     let mut subtree = selinux.clone();
     for name in POLICY.iter().rev() {
@@ -200,7 +200,10 @@ fn inspect(transaction: &Transaction<'_>, id: &Id) -> Result<Known, Error> {
         .into_iter()
         .find(|(name, _)| name == XATTR)
         .map(|(_, value)| label_text(&value));
-    Ok(Known { mode: info.attribute_uint32("unix::mode"), label })
+    Ok(Known {
+        mode: info.attribute_uint32("unix::mode"),
+        label,
+    })
 }
 
 /// The value ends with a NUL; a value that is not text is no label that a policy gives.
@@ -224,8 +227,9 @@ fn label_xattrs(mut xattrs: Xattrs, label: &str) -> Xattrs {
 /// Writes the object again with the label.
 fn rewrite(transaction: &Transaction<'_>, id: &Id, label: &str) -> Result<Id, Error> {
     let (repo, cancellable) = (transaction.repo(), transaction.cancellable());
-    let (stream, info, xattrs) =
-        repo.load_file(&hex(id), Some(cancellable)).during("reading a file object")?;
+    let (stream, info, xattrs) = repo
+        .load_file(&hex(id), Some(cancellable))
+        .during("reading a file object")?;
     let attributes = Attributes {
         uid: info.attribute_uint32("unix::uid"),
         gid: info.attribute_uint32("unix::gid"),
@@ -262,7 +266,10 @@ mod tests {
         ];
         let new = label_xattrs(old, "system_u:object_r:bin_t:s0");
         let names: Vec<_> = new.iter().map(|(name, _)| name.as_slice()).collect();
-        assert_eq!(names, [b"security.capability\0".as_slice(), XATTR, b"user.x\0"]);
+        assert_eq!(
+            names,
+            [b"security.capability\0".as_slice(), XATTR, b"user.x\0"]
+        );
         assert_eq!(label_text(&new[1].1), "system_u:object_r:bin_t:s0");
     }
 }

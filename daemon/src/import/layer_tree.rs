@@ -74,7 +74,10 @@ impl LayerTree {
         match parent.children.get_mut(name) {
             Some(Node::Dir(dir)) => dir.attributes = Some(attributes),
             _ => {
-                let dir = Builder { attributes: Some(attributes), children: BTreeMap::new() };
+                let dir = Builder {
+                    attributes: Some(attributes),
+                    children: BTreeMap::new(),
+                };
                 parent.children.insert(name.clone(), Node::Dir(dir));
             }
         }
@@ -97,15 +100,19 @@ impl LayerTree {
 
     fn put(&mut self, path: &Path, node: Node) -> Result<(), Misfit> {
         let (name, parent) = path.split_last().ok_or(Misfit::Root)?;
-        self.parent(parent, path)?.children.insert(name.clone(), node);
+        self.parent(parent, path)?
+            .children
+            .insert(name.clone(), node);
         Ok(())
     }
 
     fn parent(&mut self, parts: &[Box<str>], path: &Path) -> Result<&mut Builder, Misfit> {
         let mut dir = &mut self.root;
         for part in parts {
-            let child =
-                dir.children.entry(part.clone()).or_insert_with(|| Node::Dir(Builder::default()));
+            let child = dir
+                .children
+                .entry(part.clone())
+                .or_insert_with(|| Node::Dir(Builder::default()));
             let Node::Dir(next) = child else {
                 return Err(Misfit::ParentIsFile(display(path)));
             };
@@ -195,7 +202,10 @@ mod tests {
     use crate::import::objects::{S_IFDIR, dirmeta};
 
     fn path(text: &str) -> Path {
-        text.split('/').filter(|part| !part.is_empty()).map(Box::from).collect()
+        text.split('/')
+            .filter(|part| !part.is_empty())
+            .map(Box::from)
+            .collect()
     }
 
     fn finish(tree: &LayerTree) -> Result<Dir, Misfit> {
@@ -207,7 +217,10 @@ mod tests {
     fn parents_appear_by_themselves_and_learn_their_attributes_later() {
         let mut tree = LayerTree::default();
         tree.file(&path("usr/bin/sh"), 1).unwrap();
-        let private = Attributes { mode: S_IFDIR | 0o700, ..Attributes::default_directory() };
+        let private = Attributes {
+            mode: S_IFDIR | 0o700,
+            ..Attributes::default_directory()
+        };
         tree.dir(&path("usr"), private.clone()).unwrap();
         let root = finish(&tree).unwrap();
         let default = dirmeta(&Attributes::default_directory()).0;
@@ -223,9 +236,11 @@ mod tests {
         tree.file(&path("a"), 1).unwrap();
         tree.file(&path("a"), 2).unwrap();
         tree.file(&path("b"), 3).unwrap();
-        tree.dir(&path("b"), Attributes::default_directory()).unwrap();
+        tree.dir(&path("b"), Attributes::default_directory())
+            .unwrap();
         tree.file(&path("b/c"), 4).unwrap();
-        tree.dir(&path("d"), Attributes::default_directory()).unwrap();
+        tree.dir(&path("d"), Attributes::default_directory())
+            .unwrap();
         tree.file(&path("d"), 5).unwrap();
         let root = finish(&tree).unwrap();
         assert_eq!(root.files["a"], [2; 32]);
@@ -249,7 +264,8 @@ mod tests {
         let mut tree = LayerTree::default();
         tree.link(&path("a"), path("usr/b")).unwrap();
         assert!(matches!(finish(&tree), Err(Misfit::MissingTarget { .. })));
-        tree.dir(&path("usr/b"), Attributes::default_directory()).unwrap();
+        tree.dir(&path("usr/b"), Attributes::default_directory())
+            .unwrap();
         assert!(matches!(finish(&tree), Err(Misfit::DirectoryTarget { .. })));
         let mut circle = LayerTree::default();
         circle.link(&path("a"), path("b")).unwrap();
@@ -261,7 +277,10 @@ mod tests {
     fn nothing_lies_beneath_a_file() {
         let mut tree = LayerTree::default();
         tree.file(&path("lib"), 1).unwrap();
-        assert_eq!(tree.file(&path("lib/x"), 2), Err(Misfit::ParentIsFile("/lib/x".into())));
+        assert_eq!(
+            tree.file(&path("lib/x"), 2),
+            Err(Misfit::ParentIsFile("/lib/x".into()))
+        );
         assert_eq!(tree.file(&path(""), 2), Err(Misfit::Root));
     }
 }

@@ -49,8 +49,7 @@ pub(crate) fn merge(
     }
     observer.merging(MergeStep::Write);
     let timestamp = image.created.unwrap_or_else(now);
-    let commit =
-        transaction.write_commit(&root, base.as_deref(), &metadata(image), timestamp)?;
+    let commit = transaction.write_commit(&root, base.as_deref(), &metadata(image), timestamp)?;
     transaction.set_ref(&image_ref(imgref), &commit);
     transaction.set_ref(&guard_ref(), &commit);
     observer.merging(MergeStep::Commit);
@@ -90,19 +89,27 @@ fn metadata(image: &Image) -> glib::Variant {
 }
 
 fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }
 
 /// The commit of the ostree base, for images that have one.
 pub(crate) fn base_commit(repo: &ostree::Repo, image: &Image) -> Result<Option<String>, Error> {
-    let base = image.layers.iter().find(|layer| layer.kind == LayerKind::Commit);
+    let base = image
+        .layers
+        .iter()
+        .find(|layer| layer.kind == LayerKind::Commit);
     base.map(|layer| layer_commit(repo, layer)).transpose()
 }
 
 fn layer_commit(repo: &ostree::Repo, layer: &Layer) -> Result<String, Error> {
     resolve(repo, &blob_ref(&layer.digest))?.ok_or_else(|| Error::Ostree {
         context: "merging the layers",
-        text: format!("layer {} was removed by another program, try again", layer.digest),
+        text: format!(
+            "layer {} was removed by another program, try again",
+            layer.digest
+        ),
     })
 }
 
@@ -111,8 +118,13 @@ fn plain_layers<'image>(
     repo: &ostree::Repo,
     image: &'image Image,
 ) -> Result<Vec<(&'image Layer, String)>, Error> {
-    let plain = image.layers.iter().filter(|layer| layer.kind == LayerKind::Plain);
-    let layers = plain.map(|layer| Ok((layer, layer_commit(repo, layer)?))).collect();
+    let plain = image
+        .layers
+        .iter()
+        .filter(|layer| layer.kind == LayerKind::Plain);
+    let layers = plain
+        .map(|layer| Ok((layer, layer_commit(repo, layer)?)))
+        .collect();
     // A chunk layer counts too: other tools refuse images of which a ref is missing.
     for layer in &image.layers {
         layer_commit(repo, layer)?;
@@ -131,9 +143,10 @@ fn compose(
     for (layer, commit) in layers {
         let upper = load_tree(repo, commit)?;
         lay(&mut root, &upper, &mut is_symlink).map_err(|trouble| match trouble {
-            Trouble::Whiteout(empty) => {
-                Error::Layer { digest: layer.digest.clone(), reason: empty.to_string() }
-            }
+            Trouble::Whiteout(empty) => Error::Layer {
+                digest: layer.digest.clone(),
+                reason: empty.to_string(),
+            },
             Trouble::Other(error) => error,
         })?;
     }
@@ -160,8 +173,9 @@ fn is_type(
     file_type: u32,
     cancellable: &gio::Cancellable,
 ) -> Result<bool, Error> {
-    let (info, _) =
-        repo.query_file(&hex(id), Some(cancellable)).during("looking at a file object")?;
+    let (info, _) = repo
+        .query_file(&hex(id), Some(cancellable))
+        .during("looking at a file object")?;
     Ok(info.attribute_uint32("unix::mode") & S_IFMT == file_type)
 }
 
@@ -170,11 +184,16 @@ fn remove_leftovers(
     root: &mut Dir,
     cancellable: &gio::Cancellable,
 ) -> Result<(), Error> {
-    let Some(etc) = root.dir_mut(&["usr", "etc"]) else { return Ok(()) };
+    let Some(etc) = root.dir_mut(&["usr", "etc"]) else {
+        return Ok(());
+    };
     for name in LEFTOVERS {
-        let Some(id) = etc.files.get(name) else { continue };
-        let (info, _) =
-            repo.query_file(&hex(id), Some(cancellable)).during("looking at a file object")?;
+        let Some(id) = etc.files.get(name) else {
+            continue;
+        };
+        let (info, _) = repo
+            .query_file(&hex(id), Some(cancellable))
+            .during("looking at a file object")?;
         let is_regular = info.attribute_uint32("unix::mode") & S_IFMT == S_IFREG;
         if is_regular && info.size() == 0 {
             etc.files.remove(name);
@@ -201,8 +220,10 @@ fn relabel_layers(
         if new == old {
             continue;
         }
-        let (variant, _) =
-            transaction.repo().load_commit(commit).during("loading a layer's commit")?;
+        let (variant, _) = transaction
+            .repo()
+            .load_commit(commit)
+            .during("loading a layer's commit")?;
         let timestamp = ostree::commit_get_timestamp(&variant);
         let relabelled =
             transaction.write_commit(&new, None, &variant.child_value(0), timestamp)?;

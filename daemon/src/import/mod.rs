@@ -19,6 +19,7 @@ mod objects;
 mod path;
 mod pipeline;
 mod plan;
+mod prepare_root;
 mod stream;
 mod tar_layer;
 mod transaction;
@@ -190,9 +191,10 @@ async fn blocking<T: Send + 'static>(
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) if error.is_cancelled() => Err(Error::Cancelled),
-        Err(error) => {
-            Err(Error::Ostree { context: "importing an image", text: error.to_string() })
-        }
+        Err(error) => Err(Error::Ostree {
+            context: "importing an image",
+            text: error.to_string(),
+        }),
     }
 }
 
@@ -214,7 +216,11 @@ impl Stop {
                 cancellable.cancel();
             }
         });
-        Self { token, cancellable, watcher }
+        Self {
+            token,
+            cancellable,
+            watcher,
+        }
     }
 }
 
@@ -233,22 +239,31 @@ enum Start {
 }
 
 async fn run(request: &ImportRequest, stop: &Stop) -> Result<Imported, Error> {
-    let (path, image, imgref) =
-        (request.repo_path.clone(), request.image.clone(), request.imgref.clone());
+    let (path, image, imgref) = (
+        request.repo_path.clone(),
+        request.image.clone(),
+        request.imgref.clone(),
+    );
     let cancellable = stop.cancellable.clone();
     let start = blocking(move || prepare(&path, &image, &imgref, &cancellable)).await?;
     let survey = match start {
         Start::Here(commit) => {
             request.observer.total(0, 0, request.image.total_size());
             request.observer.downloaded();
-            return Ok(Imported { commit, bytes_fetched: 0, layers_written: 0 });
+            return Ok(Imported {
+                commit,
+                bytes_fetched: 0,
+                layers_written: 0,
+            });
         }
         Start::Missing(survey) => survey,
     };
     let missing = survey.plan.missing.clone();
     let layers = u32::try_from(missing.len()).unwrap_or(u32::MAX);
     let size = survey.plan.download_size();
-    request.observer.total(layers, size, survey.plan.cached_size());
+    request
+        .observer
+        .total(layers, size, survey.plan.cached_size());
     if missing.is_empty() {
         request.observer.downloaded();
     }
@@ -266,7 +281,11 @@ async fn run(request: &ImportRequest, stop: &Stop) -> Result<Imported, Error> {
     fetch_layers(request, &lanes, missing).await?;
     let commit = merge(request, stop).await?;
     let bytes_fetched = lanes.fetched.load(Ordering::Relaxed);
-    Ok(Imported { commit, bytes_fetched, layers_written: layers })
+    Ok(Imported {
+        commit,
+        bytes_fetched,
+        layers_written: layers,
+    })
 }
 
 /// Chunks of the base, then the commit that they belong to, then files: what a later round
@@ -278,8 +297,11 @@ async fn fetch_layers(
 ) -> Result<(), Error> {
     let mut rules = PathRules::current(true);
     for kind in [LayerKind::ObjectChunk, LayerKind::Commit, LayerKind::Plain] {
-        let layers: Vec<_> =
-            missing.iter().filter(|layer| layer.kind == kind).cloned().collect();
+        let layers: Vec<_> = missing
+            .iter()
+            .filter(|layer| layer.kind == kind)
+            .cloned()
+            .collect();
         if layers.is_empty() {
             continue;
         }
@@ -296,7 +318,7 @@ async fn base_rules(request: &ImportRequest, lanes: &Arc<Lanes>) -> Result<PathR
     blocking(move || {
         let repo = open(&lanes.repo_path, &lanes.cancellable)?;
         let allow_nonusr = match merge::base_commit(&repo, &image)? {
-            Some(base) => object_set::allows_nonusr(&repo, &base, &lanes.cancellable)?,
+            Some(base) => prepare_root::allows_nonusr(&repo, &base, &lanes.cancellable)?,
             // Images without an ostree base are made for hosts that show all of them.
             None => true,
         };
@@ -306,8 +328,11 @@ async fn base_rules(request: &ImportRequest, lanes: &Arc<Lanes>) -> Result<PathR
 }
 
 async fn merge(request: &ImportRequest, stop: &Stop) -> Result<String, Error> {
-    let (path, image, imgref) =
-        (request.repo_path.clone(), request.image.clone(), request.imgref.clone());
+    let (path, image, imgref) = (
+        request.repo_path.clone(),
+        request.image.clone(),
+        request.imgref.clone(),
+    );
     let (observer, cancellable) = (request.observer.clone(), stop.cancellable.clone());
     blocking(move || {
         let repo = open(&path, &cancellable)?;
@@ -333,14 +358,20 @@ fn prepare(
     let survey = survey(&repo, image, cancellable)?;
     let (need, have) = (survey.plan.download_size(), available(&repo));
     if need > have {
-        return Err(Error::NoSpace { need, have, where_: repository_path(&repo) });
+        return Err(Error::NoSpace {
+            need,
+            have,
+            where_: repository_path(&repo),
+        });
     }
     let mut transaction = Transaction::begin(&repo, cancellable)?;
     merge::write_placeholder(&mut transaction, image)?;
     for (digest, commit) in &survey.aliases {
         transaction.set_ref(&blob_ref(digest), commit);
     }
-    transaction.commit().map_err(|error| error.with_space(&repo, need))?;
+    transaction
+        .commit()
+        .map_err(|error| error.with_space(&repo, need))?;
     Ok(Start::Missing(survey))
 }
 
@@ -351,7 +382,9 @@ fn stored(
     imgref: &ImageReference,
     cancellable: &gio::Cancellable,
 ) -> Result<Option<String>, Error> {
-    let Some(commit) = resolve(repo, &image_ref(imgref))? else { return Ok(None) };
+    let Some(commit) = resolve(repo, &image_ref(imgref))? else {
+        return Ok(None);
+    };
     let same = stored_image(repo, &commit).is_some_and(|stored| stored.digest == image.digest);
     let whole = same
         && is_complete(repo, &commit, cancellable)?

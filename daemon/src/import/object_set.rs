@@ -8,10 +8,10 @@ use std::collections::{HashMap, HashSet};
 use std::io::{self, Read};
 
 use ostree::prelude::*;
-use ostree::{ObjectType, gio, glib};
+use ostree::{ObjectType, glib};
 use tar::EntryType;
 
-use super::error::{During, Error};
+use super::error::During;
 use super::objects::{
     Attributes, Id, Payload, S_IFLNK, S_IFREG, Xattrs, file_header, hex, parse_hex, sha256,
     write_metadata,
@@ -42,10 +42,17 @@ pub(crate) struct ObjectSet {
 impl ObjectSet {
     /// Compares what was written with what was promised.
     pub(crate) fn check(&self, written: &[Id]) -> Result<(), String> {
-        match self.expected.iter().zip(written).find(|(expected, found)| expected != found) {
-            Some((expected, found)) => {
-                Err(format!("the object {} is really {}", hex(expected), hex(found)))
-            }
+        match self
+            .expected
+            .iter()
+            .zip(written)
+            .find(|(expected, found)| expected != found)
+        {
+            Some((expected, found)) => Err(format!(
+                "the object {} is really {}",
+                hex(expected),
+                hex(found)
+            )),
             None => Ok(()),
         }
     }
@@ -117,7 +124,9 @@ impl Reader<'_, '_, '_> {
             return Ok(());
         }
         let path = relative(text(&entry.path_bytes())?)?;
-        let Some(path) = path.strip_prefix(REPOSITORY) else { return Ok(()) };
+        let Some(path) = path.strip_prefix(REPOSITORY) else {
+            return Ok(());
+        };
         if let Some(name) = path.strip_prefix("objects/") {
             return self.object(entry, name);
         }
@@ -157,7 +166,9 @@ impl Reader<'_, '_, '_> {
                 ostree::validate_structureof_dirmeta(&variant).map_err(|error| invalid(&error))?;
                 self.store(ObjectType::DirMeta, &id, &variant)
             }
-            other => Err(ReadError::Rule(format!("objects of the kind {other:?} are unknown"))),
+            other => Err(ReadError::Rule(format!(
+                "objects of the kind {other:?} are unknown"
+            ))),
         }
     }
 
@@ -172,11 +183,7 @@ impl Reader<'_, '_, '_> {
             .map_err(ReadError::Write)
     }
 
-    fn commit<R: Read>(
-        &mut self,
-        entry: &mut tar::Entry<'_, R>,
-        id: &Id,
-    ) -> Result<(), ReadError> {
+    fn commit<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>, id: &Id) -> Result<(), ReadError> {
         if self.set.commit.is_some() {
             return Err(rule("the layer has more than one commit"));
         }
@@ -212,29 +219,33 @@ impl Reader<'_, '_, '_> {
             .map_err(ReadError::Write)
     }
 
-    fn file<R: Read>(
-        &mut self,
-        entry: &mut tar::Entry<'_, R>,
-        id: Id,
-    ) -> Result<(), ReadError> {
+    fn file<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>, id: Id) -> Result<(), ReadError> {
         let Some((file, xattrs)) = self.next.take() else {
-            return Err(ReadError::Rule(format!("the attributes of {} are missing", hex(&id))));
+            return Err(ReadError::Rule(format!(
+                "the attributes of {} are missing",
+                hex(&id)
+            )));
         };
         if file != id {
-            return Err(ReadError::Rule(format!("{} is not followed by its file", hex(&file))));
+            return Err(ReadError::Rule(format!(
+                "{} is not followed by its file",
+                hex(&file)
+            )));
         }
         if !self.seen.insert(id) {
             return if self.with_commit {
                 Ok(())
             } else {
-                Err(ReadError::Rule(format!("the object {} is there twice", hex(&id))))
+                Err(ReadError::Rule(format!(
+                    "the object {} is there twice",
+                    hex(&id)
+                )))
             };
         }
-        let xattrs = self
-            .xattrs
-            .get(&xattrs)
-            .cloned()
-            .ok_or_else(|| ReadError::Rule(format!("attributes {} are missing", hex(&xattrs))))?;
+        let xattrs =
+            self.xattrs.get(&xattrs).cloned().ok_or_else(|| {
+                ReadError::Rule(format!("attributes {} are missing", hex(&xattrs)))
+            })?;
         let payload = self.payload(entry, xattrs)?;
         self.pool.push(payload)?;
         self.set.expected.push(id);
@@ -252,13 +263,26 @@ impl Reader<'_, '_, '_> {
         match header.entry_type() {
             EntryType::Regular | EntryType::Continuous => {
                 let mode = S_IFREG | (header.mode()? & 0o7777);
-                let header = file_header(&Attributes { uid, gid, mode, xattrs }, "");
+                let header = file_header(
+                    &Attributes {
+                        uid,
+                        gid,
+                        mode,
+                        xattrs,
+                    },
+                    "",
+                );
                 let length = entry.size();
                 Ok(Payload::read(header, length, entry, self.pool.tmp())?)
             }
             EntryType::Symlink => {
                 let target = entry.link_name_bytes().unwrap_or_default();
-                let attributes = Attributes { uid, gid, mode: S_IFLNK | 0o777, xattrs };
+                let attributes = Attributes {
+                    uid,
+                    gid,
+                    mode: S_IFLNK | 0o777,
+                    xattrs,
+                };
                 Ok(Payload::Memory(file_header(&attributes, text(&target)?)))
             }
             _ => Err(rule("a file object is neither a file nor a symbolic link")),
@@ -272,7 +296,10 @@ impl Reader<'_, '_, '_> {
         file: Id,
     ) -> Result<(), ReadError> {
         if let Some((dangling, _)) = self.next {
-            return Err(ReadError::Rule(format!("{} is not followed by its file", hex(&dangling))));
+            return Err(ReadError::Rule(format!(
+                "{} is not followed by its file",
+                hex(&dangling)
+            )));
         }
         let xattrs = match entry.header().entry_type() {
             EntryType::Link => {
@@ -281,7 +308,11 @@ impl Reader<'_, '_, '_> {
             }
             // When the source file system allowed no more links.
             EntryType::Regular => self.remember_xattrs(entry, None)?,
-            _ => return Err(rule("a reference to attributes is neither a link nor a file")),
+            _ => {
+                return Err(rule(
+                    "a reference to attributes is neither a link nor a file",
+                ));
+            }
         };
         self.next = Some((file, xattrs));
         Ok(())
@@ -295,7 +326,10 @@ impl Reader<'_, '_, '_> {
         let bytes = read_bounded(entry, XATTR_BYTES)?;
         let id = sha256(&bytes);
         if expected.is_some_and(|expected| expected != id) {
-            return Err(ReadError::Rule(format!("the attributes {} are damaged", hex(&id))));
+            return Err(ReadError::Rule(format!(
+                "the attributes {} are damaged",
+                hex(&id)
+            )));
         }
         self.xattr_bytes += bytes.len() as u64;
         if self.xattr_bytes > XATTR_CACHE_BYTES {
@@ -309,7 +343,10 @@ impl Reader<'_, '_, '_> {
         let xattrs = (0..variant.n_children())
             .map(|index| {
                 let pair = variant.child_value(index);
-                (pair.child_value(0).data().to_vec(), pair.child_value(1).data().to_vec())
+                (
+                    pair.child_value(0).data().to_vec(),
+                    pair.child_value(1).data().to_vec(),
+                )
             })
             .collect();
         self.xattrs.insert(id, xattrs);
@@ -343,15 +380,15 @@ fn link_target_id(target: &str) -> Option<Id> {
     object_name(&format!("{bucket}/{name}")).map(|(id, _)| id)
 }
 
-fn read_bounded<R: Read>(
-    entry: &mut tar::Entry<'_, R>,
-    limit: u64,
-) -> Result<Vec<u8>, ReadError> {
+fn read_bounded<R: Read>(entry: &mut tar::Entry<'_, R>, limit: u64) -> Result<Vec<u8>, ReadError> {
     if entry.header().entry_type() != EntryType::Regular {
         return Err(rule("a metadata object is not a file"));
     }
     if entry.size() > limit {
-        return Err(ReadError::Rule(format!("a metadata object has {} bytes", entry.size())));
+        return Err(ReadError::Rule(format!(
+            "a metadata object has {} bytes",
+            entry.size()
+        )));
     }
     let mut bytes = Vec::new();
     entry.read_to_end(&mut bytes)?;
@@ -365,43 +402,20 @@ fn metadata<T: glib::variant::StaticVariantType, R: Read>(
     let bytes = read_bounded(entry, METADATA_BYTES)?;
     let found = sha256(&bytes);
     if found != *id {
-        return Err(ReadError::Rule(format!("the object {} is really {}", hex(id), hex(&found))));
+        return Err(ReadError::Rule(format!(
+            "the object {} is really {}",
+            hex(id),
+            hex(&found)
+        )));
     }
     let variant = glib::Variant::from_data::<T, _>(bytes);
     if !variant.is_normal_form() {
-        return Err(ReadError::Rule(format!("the object {} is malformed", hex(id))));
+        return Err(ReadError::Rule(format!(
+            "the object {} is malformed",
+            hex(id)
+        )));
     }
     Ok(variant)
-}
-
-/// Whether the base keeps content outside `/usr`: its `prepare-root.conf` mounts the root as
-/// an overlay (`root.transient`, `composefs.enabled`).
-pub(crate) fn allows_nonusr(
-    repo: &ostree::Repo,
-    base: &str,
-    cancellable: &gio::Cancellable,
-) -> Result<bool, Error> {
-    let (root, _) = repo.read_commit(base, Some(cancellable)).during("reading the base")?;
-    for path in ["etc/ostree/prepare-root.conf", "usr/lib/ostree/prepare-root.conf"] {
-        let file = root.resolve_relative_path(path);
-        if file.query_exists(Some(cancellable)) {
-            let (text, _) =
-                file.load_contents(Some(cancellable)).during("reading prepare-root.conf")?;
-            return Ok(is_overlay(&String::from_utf8_lossy(&text)));
-        }
-    }
-    Ok(false)
-}
-
-fn is_overlay(config: &str) -> bool {
-    let file = glib::KeyFile::new();
-    if let Err(error) = file.load_from_data(config, glib::KeyFileFlags::NONE) {
-        tracing::warn!(%error, "the image's prepare-root.conf cannot be read");
-        return false;
-    }
-    let transient = file.boolean("root", "transient").unwrap_or(false);
-    let composefs = file.string("composefs", "enabled").unwrap_or_default();
-    transient || ["yes", "true", "1", "maybe", "signed", "verity"].contains(&composefs.as_str())
 }
 
 #[cfg(test)]
@@ -421,20 +435,5 @@ mod tests {
         assert_eq!(link_target_id(&format!("../ab/{stem}.file-xattrs")), id);
         assert_eq!(link_target_id(&format!("../../xattrs/ab{stem}")), id);
         assert_eq!(link_target_id("x"), None);
-    }
-
-    #[test]
-    fn which_bases_keep_content_outside_usr() {
-        for (config, expected) in [
-            ("[root]\ntransient=true\n", true),
-            ("[composefs]\nenabled=verity\n", true),
-            ("[composefs]\nenabled=maybe\n", true),
-            ("[composefs]\nenabled=no\n", false),
-            ("[root]\ntransient=false\n", false),
-            ("", false),
-            ("not a key file", false),
-        ] {
-            assert_eq!(is_overlay(config), expected, "{config:?}");
-        }
     }
 }

@@ -46,7 +46,12 @@ pub(crate) struct Attributes {
 impl Attributes {
     /// What directories get that no layer describes: `0755 root:root`.
     pub(crate) fn default_directory() -> Self {
-        Self { uid: 0, gid: 0, mode: S_IFDIR | 0o755, xattrs: Xattrs::new() }
+        Self {
+            uid: 0,
+            gid: 0,
+            mode: S_IFDIR | 0o755,
+            xattrs: Xattrs::new(),
+        }
     }
 
     fn xattrs_variant(&self) -> glib::Variant {
@@ -108,7 +113,10 @@ pub(crate) fn xattrs_from_variant(variant: &glib::Variant) -> Xattrs {
     let mut xattrs: Xattrs = (0..variant.n_children())
         .map(|index| {
             let pair = variant.child_value(index);
-            (pair.child_value(0).data().to_vec(), pair.child_value(1).data().to_vec())
+            (
+                pair.child_value(0).data().to_vec(),
+                pair.child_value(1).data().to_vec(),
+            )
         })
         .collect();
     xattrs.sort();
@@ -153,7 +161,12 @@ pub(crate) fn parse_dirmeta(variant: &glib::Variant) -> Result<Attributes, Error
     match (number(0), number(1), number(2)) {
         (Some(uid), Some(gid), Some(mode)) => {
             let xattrs = xattrs_from_variant(&variant.child_value(3));
-            Ok(Attributes { uid, gid, mode, xattrs })
+            Ok(Attributes {
+                uid,
+                gid,
+                mode,
+                xattrs,
+            })
         }
         _ => Err(Error::Ostree {
             context: "reading a directory's metadata",
@@ -167,9 +180,10 @@ pub(crate) fn dirtree<'a>(
     files: impl Iterator<Item = (&'a str, &'a Id)>,
     dirs: impl Iterator<Item = (&'a str, Id, Id)>,
 ) -> (Id, glib::Variant) {
-    let files = glib::Variant::array_from_iter::<(String, Vec<u8>)>(files.map(|(name, id)| {
-        glib::Variant::tuple_from_iter([name.to_variant(), bytes_variant(id)])
-    }));
+    let files =
+        glib::Variant::array_from_iter::<(String, Vec<u8>)>(files.map(|(name, id)| {
+            glib::Variant::tuple_from_iter([name.to_variant(), bytes_variant(id)])
+        }));
     let dirs = glib::Variant::array_from_iter::<(String, Vec<u8>, Vec<u8>)>(dirs.map(
         |(name, tree, meta)| {
             let (tree, meta) = (bytes_variant(&tree), bytes_variant(&meta));
@@ -226,8 +240,7 @@ impl Payload {
             Self::Memory(bytes) => {
                 let id = sha256(&bytes);
                 let length = bytes.len() as u64;
-                let stream =
-                    gio::MemoryInputStream::from_bytes(&glib::Bytes::from_owned(bytes));
+                let stream = gio::MemoryInputStream::from_bytes(&glib::Bytes::from_owned(bytes));
                 repo.write_content_trusted(&hex(&id), &stream, length, Some(cancellable))
                     .during("writing a file object")?;
                 Ok(id)
@@ -261,16 +274,15 @@ pub(crate) struct Spool {
 }
 
 impl Spool {
-    fn fill(
-        header: &[u8],
-        length: u64,
-        content: &mut impl Read,
-        tmp: &Path,
-    ) -> io::Result<Self> {
+    fn fill(header: &[u8], length: u64, content: &mut impl Read, tmp: &Path) -> io::Result<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("osteward-spool-{}-{number}", std::process::id());
-        let mut spool = Self { path: tmp.join(name), id: [0; 32], length: header.len() as u64 };
+        let mut spool = Self {
+            path: tmp.join(name),
+            id: [0; 32],
+            length: header.len() as u64,
+        };
         // What a killed process with our number left behind is not ours to keep.
         if let Err(error) = fs::remove_file(&spool.path)
             && error.kind() != io::ErrorKind::NotFound
@@ -284,7 +296,9 @@ impl Spool {
         let mut buffer = vec![0; 256 * 1024];
         let mut rest = length;
         while rest > 0 {
-            let wanted = buffer.len().min(usize::try_from(rest).unwrap_or(usize::MAX));
+            let wanted = buffer
+                .len()
+                .min(usize::try_from(rest).unwrap_or(usize::MAX));
             let count = content.read(&mut buffer[..wanted])?;
             if count == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
@@ -312,7 +326,11 @@ impl Drop for Spool {
 /// Nobody else may look into a file whose real mode is not known to be public.
 fn create_private(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
-    File::options().write(true).create_new(true).mode(0o600).open(path)
+    File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
 }
 
 /// Writes a metadata object unless the repository has it.
@@ -334,13 +352,22 @@ mod tests {
     fn repository() -> (tempfile::TempDir, ostree::Repo) {
         let dir = tempfile::tempdir().unwrap();
         let repo = ostree::Repo::new_for_path(dir.path());
-        repo.create(ostree::RepoMode::BareUser, gio::Cancellable::NONE).unwrap();
+        repo.create(ostree::RepoMode::BareUser, gio::Cancellable::NONE)
+            .unwrap();
         (dir, repo)
     }
 
     fn attributes(mode: u32, xattrs: &[(&[u8], &[u8])]) -> Attributes {
-        let xattrs = xattrs.iter().map(|(n, v)| (n.to_vec(), v.to_vec())).collect();
-        Attributes { uid: 7, gid: 9, mode, xattrs }
+        let xattrs = xattrs
+            .iter()
+            .map(|(n, v)| (n.to_vec(), v.to_vec()))
+            .collect();
+        Attributes {
+            uid: 7,
+            gid: 9,
+            mode,
+            xattrs,
+        }
     }
 
     #[test]
@@ -363,13 +390,18 @@ mod tests {
         let (dir, repo) = repository();
         let tmp = dir.path().join("tmp");
         let cancellable = gio::Cancellable::new();
-        let xattrs: &[(&[u8], &[u8])] =
-            &[(b"security.capability\0", b"\x01\0\0\x02"), (b"user.x\0", b"y")];
+        let xattrs: &[(&[u8], &[u8])] = &[
+            (b"security.capability\0", b"\x01\0\0\x02"),
+            (b"user.x\0", b"y"),
+        ];
         let transaction = repo.auto_transaction(gio::Cancellable::NONE).unwrap();
         for (attributes, content) in [
             (attributes(S_IFREG | 0o4755, xattrs), b"hello".to_vec()),
             (attributes(S_IFREG | 0o600, &[]), Vec::new()),
-            (attributes(S_IFREG | 0o644, xattrs), vec![42; IN_MEMORY as usize + 3]),
+            (
+                attributes(S_IFREG | 0o644, xattrs),
+                vec![42; IN_MEMORY as usize + 3],
+            ),
         ] {
             let theirs = repo
                 .write_regfile_inline(
@@ -384,8 +416,7 @@ mod tests {
                 .unwrap();
             let header = file_header(&attributes, "");
             let length = content.len() as u64;
-            let payload =
-                Payload::read(header, length, &mut content.as_slice(), &tmp).unwrap();
+            let payload = Payload::read(header, length, &mut content.as_slice(), &tmp).unwrap();
             let ours = payload.write(&repo, &cancellable).unwrap();
             assert_eq!(hex(&ours), theirs.as_str());
         }
@@ -414,19 +445,24 @@ mod tests {
         for length in [0, 1, 70_000, IN_MEMORY + 1, 5 * IN_MEMORY + 17] {
             let header = file_header(&attributes(S_IFREG | 0o640, &[(b"user.k\0", b"v")]), "");
             let content: Vec<u8> = (0..length).map(|byte| (byte % 251) as u8).collect();
-            let payload =
-                Payload::read(header, length, &mut content.as_slice(), &tmp).unwrap();
+            let payload = Payload::read(header, length, &mut content.as_slice(), &tmp).unwrap();
             ids.push(payload.write(&repo, &cancellable).unwrap());
         }
         let link = Payload::Memory(file_header(&attributes(S_IFLNK | 0o777, &[]), "target"));
         ids.push(link.write(&repo, &cancellable).unwrap());
         transaction.commit(gio::Cancellable::NONE).unwrap();
         for id in ids {
-            repo.fsck_object(ObjectType::File, &hex(&id), gio::Cancellable::NONE).unwrap();
+            repo.fsck_object(ObjectType::File, &hex(&id), gio::Cancellable::NONE)
+                .unwrap();
         }
-        let spools = fs::read_dir(tmp)
-            .unwrap()
-            .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().contains("spool"));
+        let spools = fs::read_dir(tmp).unwrap().filter(|entry| {
+            entry
+                .as_ref()
+                .unwrap()
+                .file_name()
+                .to_string_lossy()
+                .contains("spool")
+        });
         assert_eq!(spools.count(), 0);
     }
 
@@ -440,6 +476,9 @@ mod tests {
         let (id, ours) = dirmeta(&Attributes::default_directory());
         assert_eq!(ours.data(), theirs.data());
         assert_eq!(id, sha256(theirs.data()));
-        assert_eq!(parse_dirmeta(&ours).unwrap(), Attributes::default_directory());
+        assert_eq!(
+            parse_dirmeta(&ours).unwrap(),
+            Attributes::default_directory()
+        );
     }
 }

@@ -4,7 +4,6 @@
 //! directories of the running system is dropped, and content outside `usr` is kept only for
 //! hosts that can show it.
 
-
 /// Directories that the running system fills; only they themselves are kept.
 const RUNTIME: [&str; 5] = ["run", "tmp", "proc", "sys", "dev"];
 /// Prefix of the entries that a layer built on an encapsulated commit repeats.
@@ -24,7 +23,10 @@ pub(crate) struct PathRules {
 impl PathRules {
     /// The rules for the libostree that runs now.
     pub(crate) fn current(allow_nonusr: bool) -> Self {
-        Self { allow_nonusr, retain_var: ostree::check_version(2024, 3) }
+        Self {
+            allow_nonusr,
+            retain_var: ostree::check_version(2024, 3),
+        }
     }
 }
 
@@ -56,7 +58,9 @@ const PATH_MAX: usize = 4096;
 /// The text of a path or link target.
 pub(crate) fn text(bytes: &[u8]) -> Result<&str, BadPath> {
     if bytes.len() >= PATH_MAX {
-        return Err(BadPath::TooLong(String::from_utf8_lossy(&bytes[..64]).into_owned()));
+        return Err(BadPath::TooLong(
+            String::from_utf8_lossy(&bytes[..64]).into_owned(),
+        ));
     }
     let text = std::str::from_utf8(bytes)
         .map_err(|_| BadPath::NotUtf8(String::from_utf8_lossy(bytes).into_owned()))?;
@@ -68,7 +72,10 @@ pub(crate) fn text(bytes: &[u8]) -> Result<&str, BadPath> {
 
 /// The components of a path; leading `/` and `./` do not count.
 fn components(path: &str) -> Result<Vec<&str>, BadPath> {
-    let parts: Vec<_> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    let parts: Vec<_> = path
+        .split('/')
+        .filter(|part| !matches!(*part, "" | "."))
+        .collect();
     if parts.contains(&"..") {
         return Err(BadPath::Outside(path.to_owned()));
     }
@@ -83,7 +90,9 @@ pub(crate) fn relative(path: &str) -> Result<String, BadPath> {
 /// Applies the rules to the path of an entry or to the target of a hard link.
 pub(crate) fn place(path: &str, rules: PathRules) -> Result<Place, BadPath> {
     let parts = components(path)?;
-    let Some((&top, below)) = parts.split_first() else { return Ok(Place::At(Vec::new())) };
+    let Some((&top, below)) = parts.split_first() else {
+        return Ok(Place::At(Vec::new()));
+    };
     let top: &[&str] = match top {
         "usr" => &["usr"],
         "etc" => &["usr", "etc"],
@@ -96,21 +105,35 @@ pub(crate) fn place(path: &str, rules: PathRules) -> Result<Place, BadPath> {
         _ if rules.allow_nonusr => &[top],
         _ => return Ok(Place::Dropped(top.into())),
     };
-    Ok(Place::At(top.iter().chain(below).map(|part| Box::from(*part)).collect()))
+    Ok(Place::At(
+        top.iter()
+            .chain(below)
+            .map(|part| Box::from(*part))
+            .collect(),
+    ))
 }
 
 /// A path for messages and label look-ups: absolute, from its components.
 pub(crate) fn display(parts: &[Box<str>]) -> String {
-    if parts.is_empty() { "/".to_owned() } else { format!("/{}", parts.join("/")) }
+    if parts.is_empty() {
+        "/".to_owned()
+    } else {
+        format!("/{}", parts.join("/"))
+    }
 }
-
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const ALL: PathRules = PathRules { allow_nonusr: true, retain_var: true };
-    const OLD: PathRules = PathRules { allow_nonusr: false, retain_var: false };
+    const ALL: PathRules = PathRules {
+        allow_nonusr: true,
+        retain_var: true,
+    };
+    const OLD: PathRules = PathRules {
+        allow_nonusr: false,
+        retain_var: false,
+    };
 
     fn at(path: &str, rules: PathRules) -> String {
         match place(path, rules).unwrap() {

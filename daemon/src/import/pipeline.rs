@@ -54,7 +54,9 @@ pub(crate) struct Lanes {
 
 impl std::fmt::Debug for Lanes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Lanes").field("repo_path", &self.repo_path).finish_non_exhaustive()
+        f.debug_struct("Lanes")
+            .field("repo_path", &self.repo_path)
+            .finish_non_exhaustive()
     }
 }
 
@@ -69,11 +71,17 @@ impl Round {
     /// The largest layer first, so that no lane is left alone with it at the end.
     pub(crate) fn new(mut layers: Vec<Layer>, rules: PathRules) -> Self {
         layers.sort_by_key(|layer| std::cmp::Reverse(layer.size));
-        Self { queue: Mutex::new(layers.into()), rules }
+        Self {
+            queue: Mutex::new(layers.into()),
+            rules,
+        }
     }
 
     fn next(&self) -> Option<Layer> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+        self.queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
     }
 }
 
@@ -82,7 +90,11 @@ impl Round {
 /// # Errors
 /// That of the first lane that failed by itself; layers that were finished keep their refs.
 pub(crate) async fn run(lanes: &Arc<Lanes>, round: Round, count: usize) -> Result<(), Error> {
-    let layers = round.queue.lock().unwrap_or_else(PoisonError::into_inner).len();
+    let layers = round
+        .queue
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .len();
     let round = Arc::new(round);
     let threads = (0..count.clamp(1, layers.max(1))).map(|_| {
         let (lanes, round) = (lanes.clone(), round.clone());
@@ -98,15 +110,24 @@ pub(crate) async fn run(lanes: &Arc<Lanes>, round: Round, count: usize) -> Resul
     let results = futures_util::future::join_all(threads).await;
     let mut errors: Vec<Error> = results.into_iter().filter_map(Result::err).collect();
     // A lane that was stopped because of another says so; the other is what matters.
-    let cause = errors.iter().position(|error| !matches!(error, Error::Cancelled)).unwrap_or(0);
-    if errors.is_empty() { Ok(()) } else { Err(errors.swap_remove(cause)) }
+    let cause = errors
+        .iter()
+        .position(|error| !matches!(error, Error::Cancelled))
+        .unwrap_or(0);
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(errors.swap_remove(cause))
+    }
 }
 
 /// One lane, on a thread of its own.
 fn lane(lanes: &Lanes, round: &Round) -> Result<(), Error> {
     let repo = open(&lanes.repo_path, &lanes.cancellable)?;
     let result = loop {
-        let Some(first) = round.next() else { break Ok(()) };
+        let Some(first) = round.next() else {
+            break Ok(());
+        };
         if let Err(error) = slice(lanes, round, &repo, first) {
             break Err(error);
         }
@@ -115,17 +136,14 @@ fn lane(lanes: &Lanes, round: &Round) -> Result<(), Error> {
 }
 
 /// Layers from `first` on in one transaction.
-fn slice(
-    lanes: &Lanes,
-    round: &Round,
-    repo: &ostree::Repo,
-    first: Layer,
-) -> Result<(), Error> {
+fn slice(lanes: &Lanes, round: &Round, repo: &ostree::Repo, first: Layer) -> Result<(), Error> {
     let mut transaction = Transaction::begin(repo, &lanes.cancellable)?;
     let opened = Instant::now();
     let (mut bytes, mut next, mut finished) = (0, Some(first), 0);
     let result = loop {
-        let Some(layer) = next.take() else { break Ok(()) };
+        let Some(layer) = next.take() else {
+            break Ok(());
+        };
         match import_layer(lanes, round.rules, &mut transaction, &layer) {
             Ok(commit) => transaction.set_ref(&blob_ref(&layer.digest), &commit),
             Err(error) => break Err(error),
@@ -142,7 +160,7 @@ fn slice(
         Ok(()) => transaction.commit(),
         // What was compared is worth keeping: the next attempt need not fetch it again.
         Err(error) if finished > 0 && available(repo) > 0 => {
-            if let Err(lost) = transaction.commit_regardless() {
+            if let Err(lost) = transaction.commit() {
                 tracing::debug!(error = %lost, "finished layers could not be kept");
             }
             Err(error)
@@ -167,7 +185,13 @@ fn import_layer(
         return Err(Error::Cancelled);
     }
     lanes.observer.layer_started(layer);
-    let feed = Feed::open(&lanes.runtime, &lanes.fetch, layer, &lanes.observer, &lanes.stop);
+    let feed = Feed::open(
+        &lanes.runtime,
+        &lanes.fetch,
+        layer,
+        &lanes.observer,
+        &lanes.stop,
+    );
     let stream = TarStream::new(feed, layer.compression)?;
     let budget = stream.budget();
     let mut archive = tar::Archive::new(stream);
@@ -192,7 +216,11 @@ fn import_layer(
     let ids = ids?;
     let content = match content {
         Ok(content) => content,
-        Err(error) => return Err(stream.take_failure().unwrap_or_else(|| explain(error, layer))),
+        Err(error) => {
+            return Err(stream
+                .take_failure()
+                .unwrap_or_else(|| explain(error, layer)));
+        }
     };
     stream.finish(layer)?;
     if lanes.to_fetch.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -209,10 +237,15 @@ fn explain(error: ReadError, layer: &Layer) -> Error {
     let digest = layer.digest.clone();
     match error {
         ReadError::Io(error) => match error.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                Error::NoSpace { need: 0, have: 0, where_: String::new() }
-            }
-            _ => Error::Layer { digest, reason: format!("its tar cannot be read: {error}") },
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Error::NoSpace {
+                need: 0,
+                have: 0,
+                where_: String::new(),
+            },
+            _ => Error::Layer {
+                digest,
+                reason: format!("its tar cannot be read: {error}"),
+            },
         },
         ReadError::Rule(reason) => Error::Layer { digest, reason },
         ReadError::Write(error) => error,
@@ -240,12 +273,15 @@ fn write_files(
 ) -> Result<String, Error> {
     let mut dirmeta =
         |attributes: &Attributes| transaction.dirmeta(attributes).map_err(Trouble::Write);
-    let root = tree.finish(ids, &mut dirmeta).map_err(|trouble| match trouble {
-        Trouble::Misfit(misfit) => {
-            Error::Layer { digest: layer.digest.clone(), reason: misfit.to_string() }
-        }
-        Trouble::Write(error) => error,
-    })?;
+    let root = tree
+        .finish(ids, &mut dirmeta)
+        .map_err(|trouble| match trouble {
+            Trouble::Misfit(misfit) => Error::Layer {
+                digest: layer.digest.clone(),
+                reason: misfit.to_string(),
+            },
+            Trouble::Write(error) => error,
+        })?;
     // Without a time the same layer is always the same commit.
     transaction.write_commit(&root, None, &importer_metadata(), 0)
 }
@@ -256,7 +292,10 @@ fn write_objects(
     set: &ObjectSet,
     ids: &[Id],
 ) -> Result<String, Error> {
-    let refuse = |reason| Error::Layer { digest: layer.digest.clone(), reason };
+    let refuse = |reason| Error::Layer {
+        digest: layer.digest.clone(),
+        reason,
+    };
     set.check(ids).map_err(refuse)?;
     let Some(commit) = &set.commit else {
         let meta = transaction.dirmeta(&Attributes::default_directory())?;

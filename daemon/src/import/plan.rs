@@ -11,7 +11,7 @@ use ostree::{gio, glib};
 
 use super::error::{During, Error};
 use super::transaction::{is_complete, resolve};
-use super::{DIGEST_KEY, IMPORTER, IMPORTER_KEY, MANIFEST_KEY, CONFIG_KEY};
+use super::{CONFIG_KEY, DIGEST_KEY, IMPORTER, IMPORTER_KEY, MANIFEST_KEY};
 use crate::image::layout::{Image, Layer, LayerKind};
 use crate::image::reference::{Digest, IMAGE_PREFIX, blob_ref};
 
@@ -51,7 +51,8 @@ pub fn plan(repo: &ostree::Repo, image: &Image) -> Result<Plan, Error> {
 /// [`Error::Ostree`] when the repository cannot be read.
 pub fn plan_at(path: &Path, image: &Image) -> Result<Plan, Error> {
     let repo = ostree::Repo::new_for_path(path);
-    repo.open(gio::Cancellable::NONE).during("opening the repository")?;
+    repo.open(gio::Cancellable::NONE)
+        .during("opening the repository")?;
     plan(&repo, image)
 }
 
@@ -100,7 +101,9 @@ fn verified_contents(repo: &ostree::Repo) -> Result<HashMap<Digest, String>, Err
     let mut contents = HashMap::new();
     for commit in image_commits(repo)? {
         // One broken image must not keep others from being imported.
-        let Some(image) = stored_image(repo, &commit) else { continue };
+        let Some(image) = stored_image(repo, &commit) else {
+            continue;
+        };
         for layer in image.layers {
             if layer.kind == LayerKind::Plain
                 && layer.diff_id != layer.digest
@@ -117,7 +120,12 @@ fn verified_contents(repo: &ostree::Repo) -> Result<HashMap<Digest, String>, Err
 /// Commits that may carry a manifest: pulled images, deployments, and what is kept for them.
 fn image_commits(repo: &ostree::Repo) -> Result<Vec<String>, Error> {
     let mut commits = Vec::new();
-    for prefix in [IMAGE_PREFIX, "ostree/container/baseimage", "ostree/0", "ostree/1"] {
+    for prefix in [
+        IMAGE_PREFIX,
+        "ostree/container/baseimage",
+        "ostree/0",
+        "ostree/1",
+    ] {
         let refs = repo
             .list_refs_ext(
                 Some(prefix),
@@ -143,7 +151,9 @@ pub(crate) fn stored_image(repo: &ostree::Repo, commit: &str) -> Option<Image> {
 
 /// Whether this program wrote the layer, and so compared it with its `diff_id`.
 fn is_ours(repo: &ostree::Repo, commit: &str) -> bool {
-    let Ok((variant, _)) = repo.load_commit(commit) else { return false };
+    let Ok((variant, _)) = repo.load_commit(commit) else {
+        return false;
+    };
     glib::VariantDict::new(Some(&variant.child_value(0)))
         .lookup::<String>(IMPORTER_KEY)
         .ok()
@@ -165,4 +175,3 @@ pub(crate) fn has_all_layers(
     }
     Ok(true)
 }
-

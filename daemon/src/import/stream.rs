@@ -24,7 +24,7 @@ const BLOCK: usize = 512;
 const MISSING_BLOCKS: usize = 20;
 
 enum Decoder {
-    Plain(Feed),
+    Plain(Box<Feed>),
     Gzip(Box<MultiGzDecoder<Feed>>),
     Zstd(Box<zstd::Decoder<'static, Feed>>),
 }
@@ -40,7 +40,7 @@ impl Decoder {
 
     fn into_feed(self) -> Feed {
         match self {
-            Self::Plain(feed) => feed,
+            Self::Plain(feed) => *feed,
             Self::Gzip(decoder) => decoder.into_inner(),
             Self::Zstd(decoder) => decoder.finish(),
         }
@@ -76,9 +76,14 @@ impl HeaderBudget {
     }
 
     fn spend(&self, count: usize) -> io::Result<()> {
-        let Some(left) = self.0.get() else { return Ok(()) };
+        let Some(left) = self.0.get() else {
+            return Ok(());
+        };
         let left = left.checked_sub(count as u64).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidData, "the headers of an entry are too long")
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the headers of an entry are too long",
+            )
         })?;
         self.0.set(Some(left));
         Ok(())
@@ -96,7 +101,7 @@ impl TarStream {
     /// Decompresses what `feed` brings.
     pub(crate) fn new(feed: Feed, compression: Compression) -> Result<Self, Error> {
         let decoder = match compression {
-            Compression::Plain => Decoder::Plain(feed),
+            Compression::Plain => Decoder::Plain(Box::new(feed)),
             Compression::Gzip => Decoder::Gzip(Box::new(MultiGzDecoder::new(feed))),
             Compression::Zstd => {
                 let decoder =
@@ -105,7 +110,11 @@ impl TarStream {
             }
         };
         let budget = HeaderBudget(Rc::new(Cell::new(None)));
-        Ok(Self { decoder, hasher: Sha256::new(), budget })
+        Ok(Self {
+            decoder,
+            hasher: Sha256::new(),
+            budget,
+        })
     }
 
     /// Shared with whoever parses the entries.
@@ -151,8 +160,7 @@ impl Read for TarStream {
 /// Writers of chunked blobs used to drop the zero blocks that end a tar, but named the
 /// digest of the complete one: both are the layer.
 fn check_diff_id(hasher: &Sha256, layer: &Layer) -> Result<(), Error> {
-    let matches =
-        |hasher: Sha256| Digest::from_sha256(&hasher.finalize().into()) == layer.diff_id;
+    let matches = |hasher: Sha256| Digest::from_sha256(&hasher.finalize().into()) == layer.diff_id;
     if matches(hasher.clone()) {
         return Ok(());
     }

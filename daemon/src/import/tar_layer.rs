@@ -114,7 +114,11 @@ impl Reader<'_, '_> {
         let raw_path = entry.path_bytes().into_owned();
         let path = text(&raw_path)?.to_owned();
         // Old tars know no directories, only names that end in a slash.
-        let kind = if is_regular(kind) && path.ends_with('/') { EntryType::Directory } else { kind };
+        let kind = if is_regular(kind) && path.ends_with('/') {
+            EntryType::Directory
+        } else {
+            kind
+        };
         let changed = entry.header().mtime().unwrap_or(0) > 0;
         let repository = relative(&path)?;
         if changed && repository.starts_with(REPOSITORY) && is_regular(kind) {
@@ -128,7 +132,9 @@ impl Reader<'_, '_> {
                 return self.repository_link(&path, &target);
             }
         }
-        let Some(place) = self.place(&path)? else { return Ok(()) };
+        let Some(place) = self.place(&path)? else {
+            return Ok(());
+        };
         match kind {
             EntryType::Directory => {
                 let attributes = attributes(entry, S_IFDIR)?;
@@ -163,7 +169,9 @@ impl Reader<'_, '_> {
     /// A link into the image's own repository is worth something only if this layer
     /// changed the object; otherwise the base has the file already.
     fn repository_link(&mut self, path: &str, target: &str) -> Result<(), ReadError> {
-        let Some(slot) = self.changed.get(target).copied() else { return Ok(()) };
+        let Some(slot) = self.changed.get(target).copied() else {
+            return Ok(());
+        };
         if let Some(place) = self.place(path)? {
             self.tree.file(&place, slot)?;
         }
@@ -194,12 +202,17 @@ impl Reader<'_, '_> {
         let mut attributes = attributes(entry, S_IFLNK)?;
         // The system reports this mode for every symbolic link, whatever the tar said.
         attributes.mode = S_IFLNK | 0o777;
-        Ok(self.pool.push(Payload::Memory(file_header(&attributes, &target)))?)
+        Ok(self
+            .pool
+            .push(Payload::Memory(file_header(&attributes, &target)))?)
     }
 }
 
 fn is_regular(kind: EntryType) -> bool {
-    matches!(kind, EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse)
+    matches!(
+        kind,
+        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse
+    )
 }
 
 fn unsupported(path: &str, kind: EntryType) -> ReadError {
@@ -230,7 +243,12 @@ pub(crate) fn attributes<R: Read>(
     };
     let (uid, gid) = (id(header.uid()?)?, id(header.gid()?)?);
     let mode = file_type | (header.mode()? & 0o7777);
-    Ok(Attributes { uid, gid, mode, xattrs: xattrs(entry)? })
+    Ok(Attributes {
+        uid,
+        gid,
+        mode,
+        xattrs: xattrs(entry)?,
+    })
 }
 
 fn xattrs<R: Read>(entry: &mut tar::Entry<'_, R>) -> Result<Xattrs, ReadError> {
@@ -241,11 +259,15 @@ fn xattrs<R: Read>(entry: &mut tar::Entry<'_, R>) -> Result<Xattrs, ReadError> {
         let record = record?;
         let key = record.key_bytes();
         if key.starts_with(SPARSE_RECORD) {
-            return Err(ReadError::Rule("a file is stored sparsely in the PAX way".into()));
+            return Err(ReadError::Rule(
+                "a file is stored sparsely in the PAX way".into(),
+            ));
         }
         if let Some(name) = key.strip_prefix(XATTR_RECORD) {
             if name.is_empty() || name.contains(&0) {
-                return Err(ReadError::Rule("an extended attribute has no proper name".into()));
+                return Err(ReadError::Rule(
+                    "an extended attribute has no proper name".into(),
+                ));
             }
             total += name.len() + record.value_bytes().len();
             let name = [name, b"\0"].concat();
@@ -253,7 +275,9 @@ fn xattrs<R: Read>(entry: &mut tar::Entry<'_, R>) -> Result<Xattrs, ReadError> {
         }
     }
     if total > XATTR_BYTES {
-        return Err(ReadError::Rule("the extended attributes of a file are too large".into()));
+        return Err(ReadError::Rule(
+            "the extended attributes of a file are too large".into(),
+        ));
     }
     Ok(xattrs.into_iter().collect())
 }

@@ -27,7 +27,11 @@ impl Tar {
     fn entry(mut self, kind: tar::EntryType, path: &str, link: &str, content: &[u8]) -> Self {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(kind);
-        header.set_mode(if kind == tar::EntryType::Directory { 0o755 } else { 0o644 });
+        header.set_mode(if kind == tar::EntryType::Directory {
+            0o755
+        } else {
+            0o644
+        });
         header.set_uid(0);
         header.set_gid(0);
         header.set_size(content.len() as u64);
@@ -57,7 +61,9 @@ impl Tar {
 
     /// The next entry gets these PAX records.
     fn pax(mut self, records: &[(&str, &[u8])]) -> Self {
-        self.0.append_pax_extensions(records.iter().copied()).unwrap();
+        self.0
+            .append_pax_extensions(records.iter().copied())
+            .unwrap();
         self
     }
 
@@ -199,11 +205,16 @@ impl Host {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let repo = ostree::Repo::new_for_path(dir.path());
-        repo.create(ostree::RepoMode::BareUser, gio::Cancellable::NONE).unwrap();
+        repo.create(ostree::RepoMode::BareUser, gio::Cancellable::NONE)
+            .unwrap();
         let config = repo.copy_config();
         config.set_string("core", "min-free-space-percent", "0");
         repo.write_config(&config).unwrap();
-        Self { dir, recorder: Arc::default(), cancel: CancellationToken::new() }
+        Self {
+            dir,
+            recorder: Arc::default(),
+            cancel: CancellationToken::new(),
+        }
     }
 
     fn repo(&self) -> ostree::Repo {
@@ -266,15 +277,19 @@ impl Host {
         let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
         let parent: Vec<_> = parent.split('/').filter(|part| !part.is_empty()).collect();
         let id = dir.dir(&parent)?.files.get(name)?;
-        let (stream, info, _) =
-            self.repo().load_file(&hex(id), gio::Cancellable::NONE).unwrap();
+        let (stream, info, _) = self
+            .repo()
+            .load_file(&hex(id), gio::Cancellable::NONE)
+            .unwrap();
         match stream {
             Some(stream) => {
                 let mut text = String::new();
                 std::io::Read::read_to_string(&mut stream.into_read(), &mut text).unwrap();
                 Some(text)
             }
-            None => info.symlink_target().map(|target| format!("-> {}", target.display())),
+            None => info
+                .symlink_target()
+                .map(|target| format!("-> {}", target.display())),
         }
     }
 
@@ -326,7 +341,10 @@ fn three_layers() -> TestImage {
         )
         .layer(
             Compression::Plain,
-            Tar::new().dir("usr/share/doc/").file("usr/share/doc/.wh..wh..opq", "").file("opt/x", "x"),
+            Tar::new()
+                .dir("usr/share/doc/")
+                .file("usr/share/doc/.wh..wh..opq", "")
+                .file("opt/x", "x"),
         )
 }
 
@@ -359,7 +377,12 @@ async fn three_layers_become_one_tree() {
     assert_eq!(*host.recorder.total.lock().unwrap(), (3, size, 0));
     assert_eq!(host.recorder.done.load(Ordering::Relaxed), 3);
     assert!(host.recorder.downloaded.load(Ordering::Relaxed));
-    let steps = [MergeStep::Compose, MergeStep::Label, MergeStep::Write, MergeStep::Commit];
+    let steps = [
+        MergeStep::Compose,
+        MergeStep::Label,
+        MergeStep::Write,
+        MergeStep::Commit,
+    ];
     assert_eq!(*host.recorder.steps.lock().unwrap(), steps);
     host.fsck();
 }
@@ -381,12 +404,19 @@ async fn other_tools_find_what_they_read() {
     assert_eq!(text("version"), "12.5");
     assert_eq!(ostree::commit_get_timestamp(&variant), 1_714_979_289);
     assert_eq!(ostree::commit_get_parent(&variant), None);
-    let mut expected: Vec<_> = image.layers.iter().map(|layer| blob_ref(&layer.digest)).collect();
+    let mut expected: Vec<_> = image
+        .layers
+        .iter()
+        .map(|layer| blob_ref(&layer.digest))
+        .collect();
     expected.push("ostree/container/baseimage/osteward/0".to_owned());
     expected.push("ostree/container/image/docker_3A__2F__2F_localhost_3A_5000/os_3A_1".to_owned());
     expected.sort();
     assert_eq!(host.refs(), expected);
-    assert_eq!(resolve(&host.repo(), &guard_ref()).unwrap(), Some(imported.commit));
+    assert_eq!(
+        resolve(&host.repo(), &guard_ref()).unwrap(),
+        Some(imported.commit)
+    );
     drop_placeholder(&host.repo()).unwrap();
     drop_placeholder(&host.repo()).unwrap();
     assert_eq!(resolve(&host.repo(), &guard_ref()).unwrap(), None);
@@ -399,8 +429,14 @@ async fn layers_keep_their_whiteouts() {
     host.import(&test).await.unwrap();
     let commit = resolve(&host.repo(), &blob_ref(&test.image().layers[1].digest)).unwrap();
     let layer = host.tree(&commit.unwrap());
-    assert_eq!(host.content(&layer, "usr/share/doc/.wh.a").as_deref(), Some(""));
-    assert_eq!(host.content(&layer, "usr/etc/passwd").as_deref(), Some("root"));
+    assert_eq!(
+        host.content(&layer, "usr/share/doc/.wh.a").as_deref(),
+        Some("")
+    );
+    assert_eq!(
+        host.content(&layer, "usr/etc/passwd").as_deref(),
+        Some("root")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -410,20 +446,40 @@ async fn nothing_is_fetched_twice() {
     let first = host.import(&test).await.unwrap();
     let nothing: Fetch = Arc::new(|_: &Layer| panic!("nothing is missing"));
     let again = host.import_with(&test, nothing.clone()).await.unwrap();
-    assert_eq!(again, Imported { bytes_fetched: 0, layers_written: 0, ..first.clone() });
+    assert_eq!(
+        again,
+        Imported {
+            bytes_fetched: 0,
+            layers_written: 0,
+            ..first.clone()
+        }
+    );
     // The same layers under another manifest only need a merge.
     let relabelled = three_layers().label("x", "y");
-    let other = host.import_with(&relabelled, nothing.clone()).await.unwrap();
+    let other = host
+        .import_with(&relabelled, nothing.clone())
+        .await
+        .unwrap();
     assert_ne!(other.commit, first.commit);
     assert_eq!(host.tree(&other.commit), host.tree(&first.commit));
     assert_eq!(other.bytes_fetched, 0);
     // The same content compressed otherwise is known by its diff_id.
     let tar = || Tar::new().file("usr/a", "a");
-    host.import(&TestImage::default().layer(Compression::Gzip, tar())).await.unwrap();
+    host.import(&TestImage::default().layer(Compression::Gzip, tar()))
+        .await
+        .unwrap();
     let otherwise = TestImage::default().layer(Compression::Zstd, tar());
-    assert_eq!(plan(&host.repo(), &otherwise.image()).unwrap().download_size(), 0);
+    assert_eq!(
+        plan(&host.repo(), &otherwise.image())
+            .unwrap()
+            .download_size(),
+        0
+    );
     host.import_with(&otherwise, nothing).await.unwrap();
-    assert!(host.refs().contains(&blob_ref(&otherwise.image().layers[0].digest)));
+    assert!(
+        host.refs()
+            .contains(&blob_ref(&otherwise.image().layers[0].digest))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -452,12 +508,17 @@ async fn attributes_survive() {
     assert_eq!(host.content(&tree, "usr/twice").as_deref(), Some("new"));
     let usr = &tree.dirs["usr"];
     let query = |name: &str| {
-        host.repo().query_file(&hex(&usr.files[name]), gio::Cancellable::NONE).unwrap()
+        host.repo()
+            .query_file(&hex(&usr.files[name]), gio::Cancellable::NONE)
+            .unwrap()
     };
     let (info, xattrs) = query("renamed");
     assert_eq!(info.attribute_uint32("unix::uid"), 70_000);
     let xattrs = super::objects::xattrs_from_variant(&xattrs);
-    assert_eq!(xattrs[0], (b"security.capability\0".to_vec(), capability.to_vec()));
+    assert_eq!(
+        xattrs[0],
+        (b"security.capability\0".to_vec(), capability.to_vec())
+    );
     assert_eq!(xattrs[1], (b"user.z\0".to_vec(), b"last".to_vec()));
     assert_eq!(query("setuid").0.attribute_uint32("unix::mode"), 0o104_755);
     host.fsck();
@@ -487,8 +548,15 @@ async fn refused(tar: Tar) -> String {
     let error = host.import(&test).await.unwrap_err();
     let image = test.image();
     let refs = host.refs();
-    assert!(!refs.contains(&blob_ref(&image.layers[1].digest)), "{refs:?}");
-    assert!(!refs.iter().any(|name| name.starts_with("ostree/container/image/")));
+    assert!(
+        !refs.contains(&blob_ref(&image.layers[1].digest)),
+        "{refs:?}"
+    );
+    assert!(
+        !refs
+            .iter()
+            .any(|name| name.starts_with("ostree/container/image/"))
+    );
     host.fsck();
     match error {
         Error::Layer { digest, reason } => {
@@ -503,13 +571,27 @@ async fn refused(tar: Tar) -> String {
 async fn layers_that_break_a_rule_are_refused_by_name() {
     use tar::EntryType::{Block, Char, Fifo, Regular};
     for (tar, expected) in [
-        (Tar::new().raw(Char, b"usr/node", 0o600), "a character device"),
+        (
+            Tar::new().raw(Char, b"usr/node", 0o600),
+            "a character device",
+        ),
         (Tar::new().raw(Block, b"usr/node", 0o600), "a block device"),
         (Tar::new().raw(Fifo, b"usr/node", 0o600), "a named pipe"),
-        (Tar::new().raw(Regular, b"usr/../../etc/shadow", 0o600), ".."),
+        (
+            Tar::new().raw(Regular, b"usr/../../etc/shadow", 0o600),
+            "..",
+        ),
         (Tar::new().raw(Regular, b"usr/\xff", 0o600), "not UTF-8"),
-        (Tar::new().hard_link("usr/a", "usr/good"), "not in this layer"),
-        (Tar::new().pax(&[("GNU.sparse.major", b"1")]).file("usr/a", ""), "sparse"),
+        (
+            Tar::new().hard_link("usr/a", "usr/good"),
+            "not in this layer",
+        ),
+        (
+            Tar::new()
+                .pax(&[("GNU.sparse.major", b"1")])
+                .file("usr/a", ""),
+            "sparse",
+        ),
         (Tar::new().file("usr/.wh.", ""), "names nothing"),
     ] {
         let reason = match expected {
@@ -527,24 +609,34 @@ async fn layers_that_break_a_rule_are_refused_by_name() {
 #[tokio::test(flavor = "multi_thread")]
 async fn endless_headers_are_refused_before_they_fill_the_memory() {
     let name = "x".repeat(3_000_000);
-    let tar = Tar::new().pax(&[("path", name.as_bytes())]).file("usr/a", "");
+    let tar = Tar::new()
+        .pax(&[("path", name.as_bytes())])
+        .file("usr/a", "");
     assert!(refused(tar).await.contains("too long"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_beneath_dev_is_dropped_not_refused() {
-    let tar = Tar::new().raw(tar::EntryType::Char, b"dev/null", 0o666).file("usr/a", "a");
+    let tar = Tar::new()
+        .raw(tar::EntryType::Char, b"dev/null", 0o666)
+        .file("usr/a", "a");
     let mut host = Host::new();
     let test = TestImage::default().layer(Compression::Gzip, tar);
     let imported = host.import(&test).await.unwrap();
-    assert_eq!(host.content(&host.tree(&imported.commit), "usr/a").as_deref(), Some("a"));
+    assert_eq!(
+        host.content(&host.tree(&imported.commit), "usr/a")
+            .as_deref(),
+        Some("a")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn damaged_blobs_are_refused() {
     for damage in ["flip", "short", "long", "other"] {
-        let mut test = TestImage::default()
-            .layer(Compression::Plain, Tar::new().file("usr/a", &"a".repeat(4000)));
+        let mut test = TestImage::default().layer(
+            Compression::Plain,
+            Tar::new().file("usr/a", &"a".repeat(4000)),
+        );
         for blob in test.blobs.values_mut() {
             match damage {
                 "flip" => blob[1000] ^= 1,
@@ -555,7 +647,10 @@ async fn damaged_blobs_are_refused() {
         }
         let mut host = Host::new();
         let error = host.import(&test).await.unwrap_err();
-        assert!(matches!(error, Error::DigestMismatch { .. }), "{damage}: {error}");
+        assert!(
+            matches!(error, Error::DigestMismatch { .. }),
+            "{damage}: {error}"
+        );
         assert_eq!(host.refs(), [guard_ref()], "{damage}");
     }
 }
@@ -579,7 +674,11 @@ async fn missing_padding_at_the_end_of_a_tar_is_accepted() {
     let test = TestImage::default().blob(Compression::Gzip, short, diff_id);
     let mut host = Host::new();
     let imported = host.import(&test).await.unwrap();
-    assert_eq!(host.content(&host.tree(&imported.commit), "usr/a").as_deref(), Some("a"));
+    assert_eq!(
+        host.content(&host.tree(&imported.commit), "usr/a")
+            .as_deref(),
+        Some("a")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -608,7 +707,10 @@ async fn what_was_finished_before_a_failure_is_kept() {
     };
     let mut sizes: Vec<_> = image.layers.iter().collect();
     sizes.sort_by_key(|layer| std::cmp::Reverse(layer.size));
-    let before = sizes.iter().take_while(|layer| layer.digest != broken).count();
+    let before = sizes
+        .iter()
+        .take_while(|layer| layer.digest != broken)
+        .count();
     import(request(&host, failure)).await.unwrap_err();
     let plan = plan(&host.repo(), &image).unwrap();
     assert_eq!(plan.present.len(), before);
@@ -642,17 +744,21 @@ async fn a_commit_that_was_not_completed_is_fetched_again() {
     let first = host.import(&test).await.unwrap();
     let image = test.image();
     let repo = host.repo();
-    let layer = resolve(&repo, &blob_ref(&image.layers[2].digest)).unwrap().unwrap();
+    let layer = resolve(&repo, &blob_ref(&image.layers[2].digest))
+        .unwrap()
+        .unwrap();
     // Killed after the last object, before the mark was removed: the commit is whole.
     repo.mark_commit_partial(&layer, true).unwrap();
     assert!(plan(&repo, &image).unwrap().missing.is_empty());
     // Killed before the last object.
     let lost = host.tree(&layer).dirs["opt"].files["x"];
     repo.mark_commit_partial(&layer, true).unwrap();
-    repo.delete_object(ObjectType::File, &hex(&lost), gio::Cancellable::NONE).unwrap();
+    repo.delete_object(ObjectType::File, &hex(&lost), gio::Cancellable::NONE)
+        .unwrap();
     assert_eq!(plan(&repo, &image).unwrap().missing.len(), 1);
     let again = host.import(&test).await.unwrap();
     assert_eq!((again.commit, again.layers_written), (first.commit, 1));
+    host.fsck();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -673,10 +779,18 @@ async fn changed_objects_of_the_images_own_repository_reach_their_links() {
         modified(tar::EntryType::Regular, object, "", b"changed"),
         modified(tar::EntryType::Link, "usr/a", object, b""),
         modified(tar::EntryType::Link, "etc/b", object, b""),
-        modified(tar::EntryType::Link, "usr/c", "sysroot/ostree/repo/objects/other", b""),
+        modified(
+            tar::EntryType::Link,
+            "usr/c",
+            "sysroot/ostree/repo/objects/other",
+            b"",
+        ),
     ] {
         if link.is_empty() {
-            builder.0.append_data(&mut header, path, content.as_slice()).unwrap();
+            builder
+                .0
+                .append_data(&mut header, path, content.as_slice())
+                .unwrap();
         } else {
             builder.0.append_link(&mut header, path, link).unwrap();
         }
@@ -696,12 +810,19 @@ struct Objects(Tar);
 
 impl Objects {
     fn path(id: &str, suffix: &str) -> String {
-        format!("sysroot/ostree/repo/objects/{}/{}.{suffix}", &id[..2], &id[2..])
+        format!(
+            "sysroot/ostree/repo/objects/{}/{}.{suffix}",
+            &id[..2],
+            &id[2..]
+        )
     }
 
     fn metadata(self, id: &str, kind: &str, variant: &glib::Variant) -> Self {
         let path = Self::path(id, kind);
-        Self(self.0.entry(tar::EntryType::Regular, &path, "", variant.data()))
+        Self(
+            self.0
+                .entry(tar::EntryType::Regular, &path, "", variant.data()),
+        )
     }
 
     /// A file without attributes, in the current format or in the older one.
@@ -709,13 +830,26 @@ impl Objects {
         let none = super::objects::xattrs_variant(&Vec::new());
         let xattrs = hex(&super::objects::sha256(none.data()));
         let (stored, link) = if old {
-            (format!("sysroot/ostree/repo/xattrs/{xattrs}"), Self::path(id, "file.xattrs"))
+            (
+                format!("sysroot/ostree/repo/xattrs/{xattrs}"),
+                Self::path(id, "file.xattrs"),
+            )
         } else {
-            (Self::path(&xattrs, "file-xattrs"), Self::path(id, "file-xattrs-link"))
+            (
+                Self::path(&xattrs, "file-xattrs"),
+                Self::path(id, "file-xattrs-link"),
+            )
         };
-        let tar = self.0.entry(tar::EntryType::Regular, &stored, "", none.data());
+        let tar = self
+            .0
+            .entry(tar::EntryType::Regular, &stored, "", none.data());
         let tar = tar.hard_link(&link, &stored);
-        Self(tar.entry(tar::EntryType::Regular, &Self::path(id, "file"), "", content))
+        Self(tar.entry(
+            tar::EntryType::Regular,
+            &Self::path(id, "file"),
+            "",
+            content,
+        ))
     }
 }
 
@@ -729,10 +863,12 @@ fn encapsulated(name: &str, damaged: bool) -> (String, TestImage) {
         ..super::objects::Attributes::default_directory()
     };
     let mut transaction = Transaction::begin(&repo, &cancellable).unwrap();
-    let mut file = |content: &str| {
+    let file = |content: &str| {
         let mut bytes = super::objects::file_header(&attributes, "");
         bytes.extend_from_slice(content.as_bytes());
-        super::objects::Payload::Memory(bytes).write(&repo, &cancellable).unwrap()
+        super::objects::Payload::Memory(bytes)
+            .write(&repo, &cancellable)
+            .unwrap()
     };
     let (one, two) = (file("one"), file("two"));
     let default = super::objects::Attributes::default_directory();
@@ -744,19 +880,28 @@ fn encapsulated(name: &str, damaged: bool) -> (String, TestImage) {
     usr.dirs.insert("lib".into(), lib.clone());
     let mut root = Dir::new(meta);
     root.dirs.insert("usr".into(), usr.clone());
-    let commit = transaction.write_commit(&root, None, &no_metadata(), 5).unwrap();
+    let commit = transaction
+        .write_commit(&root, None, &no_metadata(), 5)
+        .unwrap();
     let trees = [&root, &usr, &lib].map(|dir| hex(&transaction.dirtree(dir).unwrap()));
     transaction.commit().unwrap();
     let load = |kind, id: &str| repo.load_variant(kind, id).unwrap();
     let mut first = Objects(Tar::new().dir("sysroot/"))
         .metadata(&commit, "commit", &load(ObjectType::Commit, &commit))
-        .metadata(&hex(&meta), "dirmeta", &load(ObjectType::DirMeta, &hex(&meta)));
+        .metadata(
+            &hex(&meta),
+            "dirmeta",
+            &load(ObjectType::DirMeta, &hex(&meta)),
+        );
     for tree in &trees {
         first = first.metadata(tree, "dirtree", &load(ObjectType::DirTree, tree));
     }
     first = first.file(&hex(&two), b"two", false);
     let content: &[u8] = if damaged { b"0ne" } else { b"one" };
-    let chunk = Objects(Tar::new()).file(&hex(&one), content, true).0.bytes();
+    let chunk = Objects(Tar::new())
+        .file(&hex(&one), content, true)
+        .0
+        .bytes();
     let last = Digest::of(&chunk);
     let image = TestImage::default()
         .label("ostree.final-diffid", last.as_str())
@@ -770,7 +915,10 @@ async fn an_encapsulated_base_comes_back_as_the_commit_it_was() {
     let (base, image) = encapsulated("one", false);
     let test = image.layer(
         Compression::Zstd,
-        Tar::new().file("usr/lib/three", "three").file("usr/lib/.wh.two", "").file("opt/x", "x"),
+        Tar::new()
+            .file("usr/lib/three", "three")
+            .file("usr/lib/.wh.two", "")
+            .file("opt/x", "x"),
     );
     let mut host = Host::new();
     let imported = host.import(&test).await.unwrap();
@@ -783,10 +931,16 @@ async fn an_encapsulated_base_comes_back_as_the_commit_it_was() {
     let tree = host.tree(&imported.commit);
     assert_eq!(host.content(&tree, "usr/lib/one").as_deref(), Some("one"));
     assert_eq!(host.content(&tree, "usr/lib/two"), None);
-    assert_eq!(host.content(&tree, "usr/lib/three").as_deref(), Some("three"));
+    assert_eq!(
+        host.content(&tree, "usr/lib/three").as_deref(),
+        Some("three")
+    );
     assert!(!tree.dirs.contains_key("opt"), "this base does not show it");
     let (variant, _) = host.repo().load_commit(&imported.commit).unwrap();
-    assert_eq!(ostree::commit_get_parent(&variant).as_deref(), Some(base.as_str()));
+    assert_eq!(
+        ostree::commit_get_parent(&variant).as_deref(),
+        Some(base.as_str())
+    );
     host.fsck();
 }
 
@@ -795,7 +949,10 @@ async fn a_damaged_object_fails_the_base() {
     let (base, test) = encapsulated("one", true);
     let mut host = Host::new();
     let error = host.import(&test).await.unwrap_err();
-    assert!(matches!(&error, Error::Layer { reason, .. } if reason.contains("is really")), "{error}");
+    assert!(
+        matches!(&error, Error::Layer { reason, .. } if reason.contains("is really")),
+        "{error}"
+    );
     assert_eq!(host.refs(), [guard_ref()]);
     assert!(host.repo().load_commit(&base).is_err());
     host.fsck();

@@ -11,9 +11,7 @@ use ostree::prelude::*;
 use ostree::{ObjectType, TransactionGuard, gio, glib};
 
 use super::error::{During, Error};
-use super::objects::{
-    Attributes, Id, dirmeta, dirtree, hex, parse_hex, write_metadata,
-};
+use super::objects::{Attributes, Id, dirmeta, dirtree, hex, parse_hex, write_metadata};
 use super::tree::Dir;
 
 /// An open transaction; dropped without [`Transaction::commit`] it is aborted.
@@ -33,7 +31,9 @@ impl<'repo> Transaction<'repo> {
         repo: &'repo ostree::Repo,
         cancellable: &gio::Cancellable,
     ) -> Result<Self, Error> {
-        let guard = repo.auto_transaction(Some(cancellable)).during("opening a transaction")?;
+        let guard = repo
+            .auto_transaction(Some(cancellable))
+            .during("opening a transaction")?;
         Ok(Self {
             repo,
             guard: Some(guard),
@@ -57,7 +57,13 @@ impl<'repo> Transaction<'repo> {
     pub(crate) fn dirmeta(&mut self, attributes: &Attributes) -> Result<Id, Error> {
         let (id, variant) = dirmeta(attributes);
         if self.known.insert(id) {
-            write_metadata(self.repo, ObjectType::DirMeta, &id, &variant, &self.cancellable)?;
+            write_metadata(
+                self.repo,
+                ObjectType::DirMeta,
+                &id,
+                &variant,
+                &self.cancellable,
+            )?;
         }
         Ok(id)
     }
@@ -74,7 +80,13 @@ impl<'repo> Transaction<'repo> {
         let files = dir.files.iter().map(|(name, id)| (name.as_ref(), id));
         let (id, variant) = dirtree(files, dirs.into_iter());
         if self.known.insert(id) {
-            write_metadata(self.repo, ObjectType::DirTree, &id, &variant, &self.cancellable)?;
+            write_metadata(
+                self.repo,
+                ObjectType::DirTree,
+                &id,
+                &variant,
+                &self.cancellable,
+            )?;
         }
         Ok(id)
     }
@@ -90,11 +102,16 @@ impl<'repo> Transaction<'repo> {
         let tree = hex(&self.dirtree(root)?);
         let cancellable = Some(&self.cancellable);
         let mtree = ostree::MutableTree::from_checksum(self.repo, &tree, &hex(&root.meta));
-        let file = self.repo.write_mtree(&mtree, cancellable).during("writing a tree")?;
-        let root = file.downcast::<ostree::RepoFile>().map_err(|_| Error::Ostree {
-            context: "writing a tree",
-            text: "libostree gave back no tree".into(),
-        })?;
+        let file = self
+            .repo
+            .write_mtree(&mtree, cancellable)
+            .during("writing a tree")?;
+        let root = file
+            .downcast::<ostree::RepoFile>()
+            .map_err(|_| Error::Ostree {
+                context: "writing a tree",
+                text: "libostree gave back no tree".into(),
+            })?;
         let commit = self
             .repo
             .write_commit_with_time(
@@ -112,12 +129,16 @@ impl<'repo> Transaction<'repo> {
         Ok(commit)
     }
 
-    /// Marks a commit partial until this transaction is through, unless it is there already.
+    /// Marks a commit partial until this transaction is through, unless it is there already
+    /// and whole: others may be using it.
     pub(crate) fn mark(&mut self, commit: &str) -> Result<(), Error> {
-        if self.marked.iter().any(|marked| marked == commit) || is_stored(self.repo, commit) {
+        let known = self.marked.iter().any(|marked| marked == commit);
+        if known || (is_stored(self.repo, commit) && !is_partial(self.repo, commit)) {
             return Ok(());
         }
-        self.repo.mark_commit_partial(commit, true).during("marking a new commit")?;
+        self.repo
+            .mark_commit_partial(commit, true)
+            .during("marking a new commit")?;
         self.marked.push(commit.to_owned());
         Ok(())
     }
@@ -128,21 +149,17 @@ impl<'repo> Transaction<'repo> {
     }
 
     /// Makes everything visible, durably.
+    ///
+    /// Not to be cancelled: it does not take long, and half of it would be worth nothing.
     pub(crate) fn commit(mut self) -> Result<(), Error> {
-        let cancellable = self.cancellable.clone();
-        self.end(Some(&cancellable))
-    }
-
-    /// As [`Transaction::commit`], even if the caller asked to stop: keeps what is done.
-    pub(crate) fn commit_regardless(mut self) -> Result<(), Error> {
-        self.end(None)
-    }
-
-    fn end(&mut self, cancellable: Option<&gio::Cancellable>) -> Result<(), Error> {
         if let Some(guard) = self.guard.take() {
-            guard.commit(cancellable).during("committing to the repository")?;
+            guard
+                .commit(gio::Cancellable::NONE)
+                .during("committing to the repository")?;
             for commit in self.marked.drain(..) {
-                self.repo.mark_commit_partial(&commit, false).during("completing a commit")?;
+                self.repo
+                    .mark_commit_partial(&commit, false)
+                    .during("completing a commit")?;
             }
         }
         Ok(())
@@ -171,9 +188,20 @@ impl std::fmt::Debug for Transaction<'_> {
 
 /// Whether the commit is among the visible objects, not only in an open transaction.
 fn is_stored(repo: &ostree::Repo, commit: &str) -> bool {
-    let Some(root) = repo.path().path() else { return false };
+    let Some(root) = repo.path().path() else {
+        return false;
+    };
     let (bucket, rest) = commit.split_at_checked(2).unwrap_or((commit, ""));
-    root.join("objects").join(bucket).join(format!("{rest}.commit")).exists()
+    root.join("objects")
+        .join(bucket)
+        .join(format!("{rest}.commit"))
+        .exists()
+}
+
+/// Whether the commit is marked as lacking objects.
+fn is_partial(repo: &ostree::Repo, commit: &str) -> bool {
+    repo.load_commit(commit)
+        .is_ok_and(|(_, state)| state.contains(ostree::RepoCommitState::PARTIAL))
 }
 
 /// Opens the repository for one thread.
@@ -182,7 +210,8 @@ pub(crate) fn open(
     cancellable: &gio::Cancellable,
 ) -> Result<ostree::Repo, Error> {
     let repo = ostree::Repo::new_for_path(path);
-    repo.open(Some(cancellable)).during("opening the repository")?;
+    repo.open(Some(cancellable))
+        .during("opening the repository")?;
     match repo.mode() {
         ostree::RepoMode::Bare | ostree::RepoMode::BareUser | ostree::RepoMode::Archive => Ok(repo),
         mode => Err(Error::Ostree {
@@ -205,8 +234,9 @@ pub(crate) fn load_tree(repo: &ostree::Repo, commit: &str) -> Result<Dir, Error>
 }
 
 fn load_dir(repo: &ostree::Repo, tree: &Id, meta: Id) -> Result<Dir, Error> {
-    let variant =
-        repo.load_variant(ObjectType::DirTree, &hex(tree)).during("loading a directory")?;
+    let variant = repo
+        .load_variant(ObjectType::DirTree, &hex(tree))
+        .during("loading a directory")?;
     let mut dir = Dir::new(meta);
     let files = variant.child_value(0);
     for index in 0..files.n_children() {
@@ -217,17 +247,26 @@ fn load_dir(repo: &ostree::Repo, tree: &Id, meta: Id) -> Result<Dir, Error> {
     for index in 0..dirs.n_children() {
         let child = dirs.child_value(index);
         let (tree, meta) = (id_at(&child, 1)?, id_at(&child, 2)?);
-        dir.dirs.insert(name_at(&child)?, load_dir(repo, &tree, meta)?);
+        dir.dirs
+            .insert(name_at(&child)?, load_dir(repo, &tree, meta)?);
     }
     Ok(dir)
 }
 
 fn name_at(entry: &glib::Variant) -> Result<Box<str>, Error> {
-    entry.child_value(0).str().map(Box::from).ok_or_else(corrupt)
+    entry
+        .child_value(0)
+        .str()
+        .map(Box::from)
+        .ok_or_else(corrupt)
 }
 
 fn id_at(tuple: &glib::Variant, index: usize) -> Result<Id, Error> {
-    tuple.child_value(index).data().try_into().map_err(|_| corrupt())
+    tuple
+        .child_value(index)
+        .data()
+        .try_into()
+        .map_err(|_| corrupt())
 }
 
 fn corrupt() -> Error {
@@ -244,14 +283,17 @@ pub(crate) fn is_complete(
     commit: &str,
     cancellable: &gio::Cancellable,
 ) -> Result<bool, Error> {
-    let Ok((_, state)) = repo.load_commit(commit) else { return Ok(false) };
+    let Ok((_, state)) = repo.load_commit(commit) else {
+        return Ok(false);
+    };
     if !state.contains(ostree::RepoCommitState::PARTIAL) {
         return Ok(load_tree(repo, commit).is_ok());
     }
     if !has_all_objects(repo, commit, cancellable)? {
         return Ok(false);
     }
-    repo.mark_commit_partial(commit, false).during("completing a commit")?;
+    repo.mark_commit_partial(commit, false)
+        .during("completing a commit")?;
     Ok(true)
 }
 
@@ -261,7 +303,9 @@ pub(crate) fn has_all_objects(
     commit: &str,
     cancellable: &gio::Cancellable,
 ) -> Result<bool, Error> {
-    let Ok(root) = load_tree(repo, commit) else { return Ok(false) };
+    let Ok(root) = load_tree(repo, commit) else {
+        return Ok(false);
+    };
     let mut checked = HashSet::new();
     has_all_below(repo, &root, &mut checked, cancellable)
 }
@@ -273,7 +317,8 @@ fn has_all_below(
     cancellable: &gio::Cancellable,
 ) -> Result<bool, Error> {
     let has = |kind, id: &Id| {
-        repo.has_object(kind, &hex(id), Some(cancellable)).during("looking for an object")
+        repo.has_object(kind, &hex(id), Some(cancellable))
+            .during("looking for an object")
     };
     if checked.insert(dir.meta) && !has(ObjectType::DirMeta, &dir.meta)? {
         return Ok(false);
@@ -294,5 +339,7 @@ fn has_all_below(
 /// The checksum a ref points at, if there is such a ref.
 pub(crate) fn resolve(repo: &ostree::Repo, name: &str) -> Result<Option<String>, Error> {
     let commit = repo.resolve_rev(name, true).during("looking up a ref")?;
-    Ok(commit.filter(|commit| parse_hex(commit).is_some()).map(|commit| commit.to_string()))
+    Ok(commit
+        .filter(|commit| parse_hex(commit).is_some())
+        .map(|commit| commit.to_string()))
 }

@@ -29,7 +29,11 @@ pub(crate) struct EmptyWhiteout(String);
 impl Dir {
     /// An empty directory.
     pub(crate) fn new(meta: Id) -> Self {
-        Self { meta, files: BTreeMap::new(), dirs: BTreeMap::new() }
+        Self {
+            meta,
+            files: BTreeMap::new(),
+            dirs: BTreeMap::new(),
+        }
     }
 
     /// The directory at `path` beneath this one.
@@ -39,7 +43,8 @@ impl Dir {
 
     /// The directory at `path` beneath this one.
     pub(crate) fn dir_mut(&mut self, path: &[&str]) -> Option<&mut Dir> {
-        path.iter().try_fold(self, |dir, name| dir.dirs.get_mut(*name))
+        path.iter()
+            .try_fold(self, |dir, name| dir.dirs.get_mut(*name))
     }
 
     /// Whatever kind of file carries the name, as in libostree.
@@ -90,6 +95,13 @@ pub(crate) fn lay<E: From<EmptyWhiteout>>(
 mod tests {
     use super::*;
 
+    /// Name, layers, and what they become.
+    type Case = (
+        &'static str,
+        &'static [&'static [&'static str]],
+        &'static [&'static str],
+    );
+
     /// `usr/bin/sh=1`: a file with identity 1; `usr/=3`: a directory with metadata 3.
     fn tree(entries: &[&str]) -> Dir {
         let mut root = Dir::new([0; 32]);
@@ -101,7 +113,10 @@ mod tests {
             let file = if is_dir { None } else { parts.pop() };
             let mut dir = &mut root;
             for part in parts {
-                dir = dir.dirs.entry(part.into()).or_insert_with(|| Dir::new([0; 32]));
+                dir = dir
+                    .dirs
+                    .entry(part.into())
+                    .or_insert_with(|| Dir::new([0; 32]));
             }
             match file {
                 Some(name) => drop(dir.files.insert(name.into(), id)),
@@ -122,22 +137,62 @@ mod tests {
 
     #[test]
     fn the_table_of_merges() {
-        let cases: &[(&str, &[&[&str]], &[&str])] = &[
+        let cases: &[Case] = &[
             ("upper file wins", &[&["a=1"], &["a=2"]], &["a=2"]),
             ("both stay", &[&["a=1"], &["b=2"]], &["a=1", "b=2"]),
             ("file over directory", &[&["a/b=1"], &["a=2"]], &["a=2"]),
             ("directory over file", &[&["a=1"], &["a/b=2"]], &["a/b=2"]),
-            ("whiteout of a file", &[&["a=1", "b=1"], &[".wh.a=9"]], &["b=1"]),
-            ("whiteout of a directory", &[&["a/b=1", "c=1"], &[".wh.a=9"]], &["c=1"]),
+            (
+                "whiteout of a file",
+                &[&["a=1", "b=1"], &[".wh.a=9"]],
+                &["b=1"],
+            ),
+            (
+                "whiteout of a directory",
+                &[&["a/b=1", "c=1"], &[".wh.a=9"]],
+                &["c=1"],
+            ),
             ("whiteout of nothing", &[&["c=1"], &[".wh.a=9"]], &["c=1"]),
-            ("whiteout, then again", &[&["a/b=1"], &[".wh.a=9", "a/c=2"]], &["a/c=2"]),
-            ("whiteout in the first layer", &[&[".wh.a=9", "b=1"]], &["b=1"]),
-            ("own whiteout comes first", &[&["a=1"], &[".wh.a=9", "a=2"]], &["a=2"]),
-            ("own whiteout comes last", &[&["+a=1"], &[".wh.+a=9", "+a=2"]], &[]),
-            ("link named like one", &[&["a=1"], &[".wh.a=99"]], &["a=1", ".wh.a=99"]),
-            ("opaque", &[&["a/b=1", "a/c/d=1"], &["a/.wh..wh..opq=9", "a/e=2"]], &["a/e=2"]),
-            ("opaque root", &[&["a=1", "b/c=1"], &[".wh..wh..opq=9", "d=2"]], &["d=2"]),
-            ("overlay names pass", &[&["a=1"], &[".ostree-wh.a=2"]], &["a=1", ".ostree-wh.a=2"]),
+            (
+                "whiteout, then again",
+                &[&["a/b=1"], &[".wh.a=9", "a/c=2"]],
+                &["a/c=2"],
+            ),
+            (
+                "whiteout in the first layer",
+                &[&[".wh.a=9", "b=1"]],
+                &["b=1"],
+            ),
+            (
+                "own whiteout comes first",
+                &[&["a=1"], &[".wh.a=9", "a=2"]],
+                &["a=2"],
+            ),
+            (
+                "own whiteout comes last",
+                &[&["+a=1"], &[".wh.+a=9", "+a=2"]],
+                &[],
+            ),
+            (
+                "link named like one",
+                &[&["a=1"], &[".wh.a=99"]],
+                &["a=1", ".wh.a=99"],
+            ),
+            (
+                "opaque",
+                &[&["a/b=1", "a/c/d=1"], &["a/.wh..wh..opq=9", "a/e=2"]],
+                &["a/e=2"],
+            ),
+            (
+                "opaque root",
+                &[&["a=1", "b/c=1"], &[".wh..wh..opq=9", "d=2"]],
+                &["d=2"],
+            ),
+            (
+                "overlay names pass",
+                &[&["a=1"], &[".ostree-wh.a=2"]],
+                &["a=1", ".ostree-wh.a=2"],
+            ),
         ];
         for (name, layers, expected) in cases {
             assert_eq!(merge(layers), tree(expected), "{name}");

@@ -67,7 +67,15 @@ impl<'scope> WritePool<'scope> {
                 })
             })
             .collect();
-        Self { batches, threads, failed, batch: Batch::new(), weight: 0, next: 0, tmp }
+        Self {
+            batches,
+            threads,
+            failed,
+            batch: Batch::new(),
+            weight: 0,
+            next: 0,
+            tmp,
+        }
     }
 
     /// Directory for [`Payload::read`].
@@ -120,7 +128,10 @@ impl<'scope> WritePool<'scope> {
 }
 
 fn panicked() -> Error {
-    Error::Ostree { context: "writing objects", text: "a writer thread panicked".into() }
+    Error::Ostree {
+        context: "writing objects",
+        text: "a writer thread panicked".into(),
+    }
 }
 
 fn write_all(
@@ -131,7 +142,10 @@ fn write_all(
 ) -> Written {
     let mut written = Vec::new();
     loop {
-        let batch = batches.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let batch = batches
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .recv();
         let Ok(batch) = batch else { return Ok(written) };
         if failed.load(Ordering::Relaxed) {
             return Ok(written);

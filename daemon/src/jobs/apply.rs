@@ -34,17 +34,21 @@ pub(super) async fn run(
     {
         return Err(Error::DigestMismatch(format!(
             "the next boot gives {}, not {wanted}; look at the status and ask again",
-            next.digest().map_or("a deployment that is no container image", Digest::as_str)
+            next.digest()
+                .map_or("a deployment that is no container image", Digest::as_str)
         )));
     }
     reboot(job, ignore_inhibitors).await?;
-    Ok(Outcome { facts: vec![("deployment", Fact::Deployment(next.id.clone()))] })
+    Ok(Outcome {
+        facts: vec![("deployment", Fact::Deployment(next.id.clone()))],
+    })
 }
 
 /// Asks logind for the reboot unless somebody inhibits it.
 pub(super) async fn reboot(job: &Job, ignore_inhibitors: bool) -> Result<(), Error> {
     job.check_cancelled()?;
-    job.progress.enter(Phase::Rebooting, "asking logind for the reboot");
+    job.progress
+        .enter(Phase::Rebooting, "asking logind for the reboot");
     let objections = job.logind.shutdown_inhibitors().await?;
     if !ignore_inhibitors && let Some(logind::Inhibitor { who, why, .. }) = objections.first() {
         return Err(Error::Inhibited(format!(

@@ -5,12 +5,9 @@ use super::{Discardable, Fact, Job, Outcome};
 use crate::error::Error;
 use crate::sysroot::{Discarded, ImageCleanup, Snapshot};
 
-pub(super) async fn run(
-    job: &Job,
-    what: &[Discardable],
-    dry_run: bool,
-) -> Result<Outcome, Error> {
-    job.progress.enter(Phase::Cleaning, "waiting for the sysroot lock");
+pub(super) async fn run(job: &Job, what: &[Discardable], dry_run: bool) -> Result<Outcome, Error> {
+    job.progress
+        .enter(Phase::Cleaning, "waiting for the sysroot lock");
     let lock = job.sysroot.lock(job.config.lock_wait, &job.cancel).await?;
     let snapshot = job.sysroot.snapshot().await?;
     snapshot.booted().ok_or(Error::NotBooted)?;
@@ -28,10 +25,17 @@ pub(super) async fn run(
     } else {
         ImageCleanup::Unreferenced
     };
-    let Discarded { images, layers, bytes } = lock.clean_up(which, dry_run, &job.cancel).await?;
+    let Discarded {
+        images,
+        layers,
+        bytes,
+    } = lock.clean_up(which, dry_run, &job.cancel).await?;
     Ok(Outcome {
         facts: vec![
-            ("changed", Fact::Flag(!dry_run && deployments + images + layers > 0)),
+            (
+                "changed",
+                Fact::Flag(!dry_run && deployments + images + layers > 0),
+            ),
             ("deployments", Fact::Number(deployments as u64)),
             ("images", Fact::Number(images as u64)),
             ("layers", Fact::Number(layers as u64)),
@@ -50,7 +54,9 @@ fn doomed(snapshot: &Snapshot, what: &[Discardable]) -> Result<Vec<String>, Erro
             Discardable::Rollback => snapshot.rollback(),
             Discardable::Cache | Discardable::Unreferenced => None,
         };
-        let Some(deployment) = deployment else { continue };
+        let Some(deployment) = deployment else {
+            continue;
+        };
         if deployment.pinned {
             return Err(Error::NotSupported(format!(
                 "deployment {} is pinned; unpin it with `ostree admin pin --unpin` first",

@@ -24,6 +24,7 @@ use crate::image::layout::Image;
 use crate::image::reference::{Digest, ImageReference, OriginReference};
 use crate::observe::logind::Logind;
 use crate::record::{self, Quarantine};
+use crate::state::Command;
 use crate::sysroot::Sysroot;
 use progress::{Phases, Progress, phases};
 
@@ -110,6 +111,28 @@ impl Request {
             Request::Rollback { .. } | Request::CancelRollback => phases::ROLLBACK,
             Request::Apply { .. } => phases::APPLY,
             Request::Discard { .. } => phases::DISCARD,
+        }
+    }
+
+    /// What it asks of the state table. Which deployment a digest names is the job's to
+    /// find out, so a rollback by digest counts as possible.
+    pub fn wish(&self, has_rollback: bool) -> Command {
+        match self {
+            Request::Check { .. } => Command::Check,
+            Request::Download(_) => Command::Download,
+            Request::Upgrade(_) => Command::Upgrade,
+            Request::Switch(..) => Command::Switch,
+            Request::Rollback {
+                digest,
+                discard_staged,
+                ..
+            } => Command::Rollback {
+                possible: digest.is_some() || has_rollback,
+                discard_staged: *discard_staged,
+            },
+            Request::CancelRollback => Command::CancelRollback,
+            Request::Apply { .. } => Command::Apply,
+            Request::Discard { .. } => Command::Discard,
         }
     }
 
@@ -200,7 +223,12 @@ impl Job {
             Request::Download(pull) => upgrade::download(self, pull).await,
             Request::Upgrade(pull) => upgrade::upgrade(self, pull).await,
             Request::Switch(origin, pull) => upgrade::switch(self, origin, pull).await,
-            Request::Rollback { digest, discard_staged, quarantine, apply } => {
+            Request::Rollback {
+                digest,
+                discard_staged,
+                quarantine,
+                apply,
+            } => {
                 let back = rollback::Back {
                     digest: digest.as_ref(),
                     discard_staged: *discard_staged,
@@ -209,22 +237,32 @@ impl Job {
                 rollback::run(self, &back, *apply).await
             }
             Request::CancelRollback => rollback::cancel(self).await,
-            Request::Apply { digest, ignore_inhibitors } => {
-                apply::run(self, digest.as_ref(), *ignore_inhibitors).await
-            }
+            Request::Apply {
+                digest,
+                ignore_inhibitors,
+            } => apply::run(self, digest.as_ref(), *ignore_inhibitors).await,
             Request::Discard { what, dry_run } => discard::run(self, what, *dry_run).await,
         }
     }
 
     /// Ends the job here if somebody cancelled it.
     fn check_cancelled(&self) -> Result<(), Error> {
-        if self.cancel.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
+        if self.cancel.is_cancelled() {
+            Err(Error::Cancelled)
+        } else {
+            Ok(())
+        }
     }
 
     /// Why a digest is quarantined. An unreadable list is an error: any doubt means no.
     fn quarantined(&self, digest: &Digest) -> Result<Option<record::Reason>, Error> {
-        let list = self.quarantine.lock().unwrap_or_else(PoisonError::into_inner);
-        let list = list.as_ref().map_err(|error| Error::Record(error.clone()))?;
+        let list = self
+            .quarantine
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let list = list
+            .as_ref()
+            .map_err(|error| Error::Record(error.clone()))?;
         Ok(list.reason(digest.as_str()).cloned())
     }
 
@@ -246,5 +284,7 @@ impl Job {
 
 /// Unix seconds now.
 pub fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_secs())
 }

@@ -147,8 +147,15 @@ impl Progress {
             message: String::new(),
             cancellable: true,
         };
-        let numbers = Numbers { reading, part: 0.0, changed: false };
-        Self { phases, numbers: Arc::new(Mutex::new(numbers)) }
+        let numbers = Numbers {
+            reading,
+            part: 0.0,
+            changed: false,
+        };
+        Self {
+            phases,
+            numbers: Arc::new(Mutex::new(numbers)),
+        }
     }
 
     fn update(&self, change: impl FnOnce(&mut Numbers)) {
@@ -156,7 +163,9 @@ impl Progress {
         change(&mut numbers);
         numbers.changed = true;
         let reading = &mut numbers.reading;
-        let Some(index) = (reading.phase_index as usize).checked_sub(1) else { return };
+        let Some(index) = (reading.phase_index as usize).checked_sub(1) else {
+            return;
+        };
         let before: f64 = self.phases.iter().take(index).map(|(_, share)| share).sum();
         let share = self.phases.get(index).map_or(0.0, |(_, share)| *share);
         let part = numbers.part.clamp(0.0, 1.0);
@@ -174,7 +183,11 @@ impl Progress {
     pub fn enter(&self, phase: Phase, message: impl Into<String>) {
         let message = message.into();
         tracing::info!(phase = phase.name(), "{message}");
-        let index = self.phases.iter().position(|(known, _)| *known == phase).map(|i| i as u32 + 1);
+        let index = self
+            .phases
+            .iter()
+            .position(|(known, _)| *known == phase)
+            .map(|i| i as u32 + 1);
         self.update(|numbers| {
             numbers.reading.message = message;
             if let Some(index) = index.filter(|index| *index > numbers.reading.phase_index) {
@@ -226,7 +239,9 @@ impl Observer for Progress {
     fn total(&self, layers: u32, bytes_to_fetch: u64, bytes_cached: u64) {
         self.enter(
             Phase::Downloading,
-            format!("fetching {layers} layers, {bytes_to_fetch} bytes; {bytes_cached} bytes are here"),
+            format!(
+                "fetching {layers} layers, {bytes_to_fetch} bytes; {bytes_cached} bytes are here"
+            ),
         );
         self.update(|numbers| {
             numbers.reading.layers_total = layers;
@@ -248,7 +263,11 @@ impl Observer for Progress {
         self.update(|numbers| {
             let reading = &mut numbers.reading;
             reading.bytes_done += delta;
-            if let Some(layer) = reading.active_layers.iter_mut().find(|l| l.0 == digest.as_str()) {
+            if let Some(layer) = reading
+                .active_layers
+                .iter_mut()
+                .find(|l| l.0 == digest.as_str())
+            {
                 layer.1 += delta;
             }
             if reading.phase == Some(Phase::Downloading) && reading.bytes_total > 0 {
@@ -261,7 +280,9 @@ impl Observer for Progress {
         self.update(|numbers| {
             let reading = &mut numbers.reading;
             reading.layers_done += 1;
-            reading.active_layers.retain(|entry| entry.0 != layer.digest.as_str());
+            reading
+                .active_layers
+                .retain(|entry| entry.0 != layer.digest.as_str());
             if reading.phase == Some(Phase::Importing) && reading.layers_total > 0 {
                 numbers.part = f64::from(reading.layers_done) / f64::from(reading.layers_total);
             }
@@ -294,7 +315,10 @@ pub struct Rate {
 impl Rate {
     /// A rate of nothing.
     pub fn new() -> Self {
-        Self { last: None, smoothed: 0.0 }
+        Self {
+            last: None,
+            smoothed: 0.0,
+        }
     }
 
     /// The rate after `bytes` have been received at `now`.

@@ -20,7 +20,11 @@ pub(super) struct Back<'a> {
 }
 
 fn state_of(snapshot: &Snapshot) -> State {
-    match (snapshot.is_booted, snapshot.staged(), snapshot.rollback_queued) {
+    match (
+        snapshot.is_booted,
+        snapshot.staged(),
+        snapshot.rollback_queued,
+    ) {
         (false, _, _) => State::NotBooted,
         (true, Some(_), _) => State::Staged,
         (true, None, true) => State::RollbackQueued,
@@ -32,17 +36,24 @@ fn state_of(snapshot: &Snapshot) -> State {
 fn target<'a>(snapshot: &'a Snapshot, digest: Option<&Digest>) -> Result<&'a Deployment, Error> {
     let none = || {
         Error::NoRollback(
-            "there is no previous deployment to go back to; one appears after the next update".into(),
+            "there is no previous deployment to go back to; one appears after the next update"
+                .into(),
         )
     };
-    let Some(digest) = digest else { return snapshot.rollback().ok_or_else(none) };
+    let Some(digest) = digest else {
+        return snapshot.rollback().ok_or_else(none);
+    };
     let booted = snapshot.booted().ok_or(Error::NotBooted)?;
     snapshot
         .deployments
         .iter()
-        .find(|d| d.digest() == Some(digest) && d.id != booted.id && d.stateroot == booted.stateroot)
+        .find(|d| {
+            d.digest() == Some(digest) && d.id != booted.id && d.stateroot == booted.stateroot
+        })
         .ok_or_else(|| {
-            Error::NoRollback(format!("no deployment has the digest {digest}; see the status"))
+            Error::NoRollback(format!(
+                "no deployment has the digest {digest}; see the status"
+            ))
         })
 }
 
@@ -50,13 +61,16 @@ pub(super) async fn run(job: &Job, back: &Back<'_>, reboot: bool) -> Result<Outc
     let lock = job.sysroot.lock(job.config.lock_wait, &job.cancel).await?;
     let snapshot = job.sysroot.snapshot().await?;
     let target = target(&snapshot, back.digest);
-    let command =
-        Command::Rollback { possible: target.is_ok(), discard_staged: back.discard_staged };
+    let command = Command::Rollback {
+        possible: target.is_ok(),
+        discard_staged: back.discard_staged,
+    };
     state::next(state_of(&snapshot), command)
         .map_err(|refused| Error::refused(refused, &snapshot))?;
     let target = target?;
     let booted = snapshot.booted().ok_or(Error::NotBooted)?;
-    job.progress.enter(Phase::Bootloader, format!("ordering {} first", target.id));
+    job.progress
+        .enter(Phase::Bootloader, format!("ordering {} first", target.id));
     job.check_cancelled()?;
     job.progress.point_of_no_return();
     if back.quarantine {
@@ -112,12 +126,16 @@ pub(super) async fn cancel(job: &Job) -> Result<Outcome, Error> {
     state::next(state_of(&snapshot), Command::CancelRollback)
         .map_err(|refused| Error::refused(refused, &snapshot))?;
     let booted = snapshot.booted().ok_or(Error::NotBooted)?;
-    job.progress.enter(Phase::Bootloader, format!("ordering {} first again", booted.id));
+    job.progress.enter(
+        Phase::Bootloader,
+        format!("ordering {} first again", booted.id),
+    );
     job.check_cancelled()?;
     job.progress.point_of_no_return();
     lock.boot_next(booted.id.clone(), &job.cancel).await?;
     if let Some(digest) = booted.digest().map(Digest::to_string) {
-        job.change_quarantine(move |list| list.lift(&digest)).await?;
+        job.change_quarantine(move |list| list.lift(&digest))
+            .await?;
     }
     Ok(Outcome {
         facts: vec![

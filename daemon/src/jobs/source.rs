@@ -32,14 +32,20 @@ pub(super) fn tracked(snapshot: &Snapshot) -> Result<OriginReference, Error> {
             tracking.id
         )));
     }
-    tracking.origin.clone().ok_or_else(|| not_an_image(tracking))
+    tracking
+        .origin
+        .clone()
+        .ok_or_else(|| not_an_image(tracking))
 }
 
 fn not_an_image(deployment: &Deployment) -> Error {
     let what = if deployment.origin_text.is_empty() {
         "does not come from a container image".to_owned()
     } else {
-        format!("has the origin {:?}, which is not understood", deployment.origin_text)
+        format!(
+            "has the origin {:?}, which is not understood",
+            deployment.origin_text
+        )
     };
     Error::NotSupported(format!(
         "deployment {} {what}; choose an image with `osteward switch IMAGE`",
@@ -55,14 +61,17 @@ pub(super) async fn resolve(
     digest: Option<&Digest>,
 ) -> Result<Found, Error> {
     refuse_signed(origin)?;
-    job.progress.enter(Phase::Resolving, format!("asking for {}", origin.image));
+    job.progress
+        .enter(Phase::Resolving, format!("asking for {}", origin.image));
     let reference = origin.image.canonical();
     let source = Source::open(&reference, &registry_config(job))?;
     let image = tokio::select! {
         image = source.resolve(digest) => image?,
         () = job.cancel.cancelled() => return Err(Error::Cancelled),
     };
-    image.require_bootable(host_architecture()).map_err(crate::image::Error::from)?;
+    image
+        .require_bootable(host_architecture())
+        .map_err(crate::image::Error::from)?;
     let image = Arc::new(image);
     let plan = plan(job, image.clone()).await?;
     job.found.send_replace(Some(Candidate {
@@ -71,7 +80,11 @@ pub(super) async fn resolve(
         layers_missing: Some(plan.missing.len() as u32),
         download_size: Some(plan.download_size()),
     }));
-    Ok(Found { image, source, origin: origin.clone() })
+    Ok(Found {
+        image,
+        source,
+        origin: origin.clone(),
+    })
 }
 
 /// Which layers are missing, looked up by a handle of its own off the executor.
@@ -107,7 +120,9 @@ fn registry_config(job: &Job) -> RegistryConfig {
 /// `upgrade`, `downgrade`, `same` or `unknown`: the candidate against what is booted, by
 /// the time the image was made (on-disk notes 1.2).
 pub fn direction(booted: Option<&Image>, candidate: &Image) -> &'static str {
-    let Some(booted) = booted else { return "unknown" };
+    let Some(booted) = booted else {
+        return "unknown";
+    };
     if booted.digest == candidate.digest {
         return "same";
     }

@@ -48,7 +48,9 @@ fn decide(
     let booted = snapshot.booted().ok_or(Error::NotBooted)?;
     if let Some(staged) = snapshot.staged() {
         if staged.digest() == Some(digest) && staged.origin.as_ref() == Some(&found.origin) {
-            return Ok(Decision::Nothing("this image is already staged; reboot to get into it"));
+            return Ok(Decision::Nothing(
+                "this image is already staged; reboot to get into it",
+            ));
         }
         if !pull.replace_staged {
             return Err(Error::StagedPending(format!(
@@ -75,7 +77,9 @@ fn decide(
             "{digest} (version {}) is older than the booted image (version {}); allow the downgrade \
              if that is meant",
             found.image.version().unwrap_or("unknown"),
-            booted_image.and_then(|image| image.version()).unwrap_or("unknown")
+            booted_image
+                .and_then(|image| image.version())
+                .unwrap_or("unknown")
         )));
     }
     Ok(Decision::Pull)
@@ -104,7 +108,10 @@ pub(super) async fn download(job: &Job, pull: &Pull) -> Result<Outcome, Error> {
     let origin = source::tracked(&snapshot)?;
     let found = source::resolve(job, &origin, pull.digest.as_ref()).await?;
     // A download stages nothing, so nothing that is staged can be lost by it.
-    let pull = Pull { replace_staged: true, ..pull.clone() };
+    let pull = Pull {
+        replace_staged: true,
+        ..pull.clone()
+    };
     match decide(&snapshot, &found, &pull, is_quarantined(job, &found)?)? {
         Decision::Nothing(_) => Err(Error::NoUpdate(
             "there is nothing to download: the newest image is booted or staged already".into(),
@@ -193,7 +200,8 @@ async fn stage(
     facts: &mut Facts,
 ) -> Result<(), Error> {
     job.check_cancelled()?;
-    job.progress.enter(Phase::Staging, "waiting for the sysroot lock");
+    job.progress
+        .enter(Phase::Staging, "waiting for the sysroot lock");
     let lock = job.sysroot.lock(job.config.lock_wait, &job.cancel).await?;
     // Another tool may have staged something while layers were on their way.
     let snapshot = job.sysroot.snapshot().await?;
@@ -212,13 +220,19 @@ async fn stage(
     job.progress.point_of_no_return();
     if pull.digest.is_some() {
         let digest = found.image.digest.to_string();
-        job.change_quarantine(move |list| list.lift(&digest)).await?;
+        job.change_quarantine(move |list| list.lift(&digest))
+            .await?;
     }
-    job.progress.enter(Phase::Cleaning, "removing what is no longer needed");
+    job.progress
+        .enter(Phase::Cleaning, "removing what is no longer needed");
     if let Err(error) = clean_up(job, &lock).await {
         tracing::warn!(%error, "clean-up after staging failed; osteward discard unreferenced tries again");
     }
-    let id = format!("d_{}_{}", &staged.checksum[..16.min(staged.checksum.len())], staged.serial);
+    let id = format!(
+        "d_{}_{}",
+        &staged.checksum[..16.min(staged.checksum.len())],
+        staged.serial
+    );
     facts.push(("deployment", Fact::Deployment(id)));
     facts.push(("reboot", reboot_fact(true)));
     Ok(())
@@ -226,6 +240,7 @@ async fn stage(
 
 async fn clean_up(job: &Job, lock: &crate::sysroot::Lock) -> Result<(), Error> {
     lock.release_download(&job.cancel).await?;
-    lock.clean_up(ImageCleanup::Unreferenced, false, &job.cancel).await?;
+    lock.clean_up(ImageCleanup::Unreferenced, false, &job.cancel)
+        .await?;
     Ok(())
 }

@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::StreamExt;
 use osteward_dbus::Error;
+use zbus::Connection;
 use zbus::message::{Flags, Header};
 use zbus::names::UniqueName;
-use zbus::Connection;
 use zbus_polkit::policykit1::{AuthorityProxy, CheckAuthorizationFlags, Subject};
 
 /// The polkit actions (`org.osteward1.policy`).
@@ -83,7 +83,10 @@ impl Details<'_> {
             ("reason", self.reason),
         ];
         // The signature policy of the image: nothing is verified yet.
-        all.into_iter().filter(|(_, value)| !value.is_empty()).chain([("verified", "false")]).collect()
+        all.into_iter()
+            .filter(|(_, value)| !value.is_empty())
+            .chain([("verified", "false")])
+            .collect()
     }
 }
 
@@ -96,12 +99,19 @@ pub(super) async fn uid(connection: &Connection, header: &Header<'_>) -> Result<
     };
     let Some(sender) = header.sender() else {
         // Without a bus there is one peer, and the socket knows it.
-        let peer = connection.peer_creds().await.map_err(|error| denied(&error))?;
-        return peer.unix_user_id().ok_or_else(|| denied(&"no user id on the socket"));
+        let peer = connection
+            .peer_creds()
+            .await
+            .map_err(|error| denied(&error))?;
+        return peer
+            .unix_user_id()
+            .ok_or_else(|| denied(&"no user id on the socket"));
     };
     let bus = zbus::fdo::DBusProxy::new(connection).await?;
     let name = zbus::names::BusName::Unique(sender.clone());
-    bus.get_connection_unix_user(name).await.map_err(|error| denied(&error))
+    bus.get_connection_unix_user(name)
+        .await
+        .map_err(|error| denied(&error))
 }
 
 /// Returns the caller's uid if it may do all of `actions`.
@@ -137,7 +147,10 @@ async fn ask(
     action: Action,
     details: &Details<'_>,
 ) -> Result<(), Error> {
-    let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
+    let interactive = header
+        .primary()
+        .flags()
+        .contains(Flags::ALLOW_INTERACTIVE_AUTH);
     let id = action.id();
     let unreachable = |error: zbus::Error| {
         Error::AccessDenied(format!(
@@ -170,7 +183,9 @@ async fn ask(
         (false, true, false) => Err(Error::InteractiveAuthorizationRequired(format!(
             "{id} needs a password; ask again with interactive authorisation allowed, or as root"
         ))),
-        (false, ..) => Err(Error::AccessDenied(format!("polkit does not allow {id} for this user"))),
+        (false, ..) => Err(Error::AccessDenied(format!(
+            "polkit does not allow {id} for this user"
+        ))),
     }
 }
 
@@ -178,10 +193,14 @@ async fn ask(
 async fn vanished(connection: &Connection, sender: &UniqueName<'_>) {
     let watch = async {
         let bus = zbus::fdo::DBusProxy::new(connection).await?;
-        let mut changes =
-            bus.receive_name_owner_changed_with_args(&[(0, sender.as_str())]).await?;
+        let mut changes = bus
+            .receive_name_owner_changed_with_args(&[(0, sender.as_str())])
+            .await?;
         // It may have left before the match was there.
-        if bus.name_has_owner(zbus::names::BusName::Unique(sender.clone())).await? {
+        if bus
+            .name_has_owner(zbus::names::BusName::Unique(sender.clone()))
+            .await?
+        {
             changes.next().await;
         }
         zbus::Result::Ok(())

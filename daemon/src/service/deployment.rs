@@ -23,7 +23,8 @@ impl Deployment {
 }
 
 #[zbus::interface(name = "org.osteward1.Deployment", introspection_docs = false)]
-impl Deployment {    #[zbus(property)]
+impl Deployment {
+    #[zbus(property)]
     fn id(&self) -> String {
         self.record().id
     }

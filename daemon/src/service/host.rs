@@ -17,7 +17,7 @@ use super::auth::{self, Action, Details};
 use super::publish::Publisher;
 use super::{parse, translate};
 use crate::engine::{Caller, Engine};
-use crate::image::reference::parse_user_input;
+use crate::image::reference::Digest;
 use crate::jobs::{Pull, Request};
 use crate::observe::logind::Logind;
 
@@ -33,14 +33,34 @@ pub struct Host {
 struct Call<'a> {
     connection: &'a Connection,
     header: Header<'a>,
-    label: Option<String>,
-    reason: Option<String>,
+    label: String,
+    reason: String,
+}
+
+impl<'a> Call<'a> {
+    fn new(
+        connection: &'a Connection,
+        header: Header<'a>,
+        label: Option<String>,
+        reason: Option<String>,
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            connection,
+            header,
+            label: parse::label(label)?,
+            reason: reason.unwrap_or_default(),
+        })
+    }
 }
 
 impl Host {
     /// The object in front of that engine.
     pub fn new(engine: Engine, publisher: Publisher, logind: Logind) -> Self {
-        Self { engine, publisher, logind }
+        Self {
+            engine,
+            publisher,
+            logind,
+        }
     }
 
     fn record(&self) -> HostInfo {
@@ -53,18 +73,26 @@ impl Host {
         call: Call<'_>,
         request: Request,
         actions: &[Action],
-        digest: &str,
+        digest: Option<Digest>,
     ) -> Result<OwnedObjectPath, Error> {
-        let label = parse::label(call.label)?;
-        let reason = call.reason.unwrap_or_default();
         let image = match &request {
             Request::Switch(origin, _) => origin.image.to_string(),
             _ => self.tracked_image(),
         };
-        let details = Details { kind: request.kind(), image: &image, digest, reason: &reason };
+        let details = Details {
+            kind: request.kind(),
+            image: &image,
+            digest: digest.as_ref().map_or("", Digest::as_str),
+            reason: &call.reason,
+        };
         let uid = auth::require(call.connection, &call.header, actions, &details).await?;
-        let caller = Caller { uid, label, reason };
-        let job = self.engine.submit(request, caller).await.map_err(|error| error.to_bus())?;
+        let caller = Caller {
+            uid,
+            label: call.label,
+            reason: call.reason,
+        };
+        let job = self.engine.submit(request, caller).await;
+        let job = job.map_err(|error| error.to_bus())?;
         self.publisher.sync().await;
         Ok(translate::job_path(job))
     }
@@ -72,24 +100,33 @@ impl Host {
     fn tracked_image(&self) -> String {
         let status = self.engine.status();
         let tracking = status.snapshot().and_then(|snapshot| snapshot.tracking());
-        tracking.map(|tracking| tracking.origin_text.clone()).unwrap_or_default()
+        tracking.map_or_else(String::new, |tracking| tracking.origin_text.clone())
     }
 
-    /// What a reboot on behalf of the caller needs. Not knowing who is logged in counts
-    /// as somebody.
-    async fn reboot_actions(&self, call: &Call<'_>) -> Result<Vec<Action>, Error> {
+    /// Adds what a reboot on behalf of the caller needs, if one is asked for. Not knowing
+    /// who is logged in counts as somebody.
+    async fn add_reboot(
+        &self,
+        actions: &mut Vec<Action>,
+        call: &Call<'_>,
+        reboot: bool,
+    ) -> Result<(), Error> {
+        if !reboot {
+            return Ok(());
+        }
+        actions.push(Action::Apply);
         let uid = auth::uid(call.connection, &call.header).await?;
-        let mut actions = vec![Action::Apply];
         if uid != 0 && self.logind.others_are_logged_in(uid).await.unwrap_or(true) {
             actions.push(Action::ApplyMultipleSessions);
         }
-        Ok(actions)
+        Ok(())
     }
 
     /// What pulling an image of the tracked reference needs: another digest than the
     /// known candidate's may be an older one.
     fn pull_action(&self, pull: &Pull, usual: Action) -> Action {
-        let known = self.engine.status().offer().map(|offer| offer.image.digest.clone());
+        let offer = self.engine.status().offer();
+        let known = offer.map(|offer| offer.image.digest.clone());
         if pull.allow_downgrade || (pull.digest.is_some() && pull.digest != known) {
             Action::Downgrade
         } else {
@@ -113,9 +150,11 @@ impl Host {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, Error> {
-        let CheckOptions { max_age, client_label: label, reason } = options;
-        let call = Call { connection, header, label, reason };
-        self.start(call, Request::Check { max_age }, &[Action::Check], "").await
+        let request = Request::Check {
+            max_age: options.max_age,
+        };
+        let call = Call::new(connection, header, options.client_label, options.reason)?;
+        self.start(call, request, &[Action::Check], None).await
     }
 
     #[zbus(out_args("job"))]
@@ -125,16 +164,16 @@ impl Host {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, Error> {
-        let DownloadOptions { digest, allow_downgrade, client_label: label, reason } = options;
+        let digest = parse::digest(options.digest.as_deref())?;
         let pull = Pull {
-            digest: parse::digest(digest.as_deref())?,
-            allow_downgrade: allow_downgrade.unwrap_or(false),
+            digest: digest.clone(),
+            allow_downgrade: options.allow_downgrade.unwrap_or(false),
             ..Pull::default()
         };
         let action = self.pull_action(&pull, Action::Download);
-        let call = Call { connection, header, label, reason };
-        let digest = digest.unwrap_or_default();
-        self.start(call, Request::Download(pull), &[action], &digest).await
+        let call = Call::new(connection, header, options.client_label, options.reason)?;
+        self.start(call, Request::Download(pull), &[action], digest)
+            .await
     }
 
     #[zbus(out_args("job"))]
@@ -145,13 +184,12 @@ impl Host {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, Error> {
         let pull = parse::pull(&options)?;
-        let UpgradeOptions { digest, client_label: label, reason, .. } = options;
-        let call = Call { connection, header, label, reason };
+        let digest = pull.digest.clone();
+        let call = Call::new(connection, header, options.client_label, options.reason)?;
         let mut actions = vec![self.pull_action(&pull, Action::UpgradeUnverified)];
-        if pull.apply {
-            actions.extend(self.reboot_actions(&call).await?);
-        }
-        self.start(call, Request::Upgrade(pull), &actions, &digest.unwrap_or_default()).await
+        self.add_reboot(&mut actions, &call, pull.apply).await?;
+        self.start(call, Request::Upgrade(pull), &actions, digest)
+            .await
     }
 
     #[zbus(out_args("job"))]
@@ -162,16 +200,14 @@ impl Host {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, Error> {
-        let origin = parse_user_input(image)
-            .map_err(|error| Error::InvalidArgs(format!("{image:?} is no image reference: {error}")))?;
+        let origin = parse::image(image)?;
         let pull = parse::pull(&options)?;
-        let UpgradeOptions { digest, client_label: label, reason, .. } = options;
-        let call = Call { connection, header, label, reason };
+        let digest = pull.digest.clone();
+        let call = Call::new(connection, header, options.client_label, options.reason)?;
         let mut actions = vec![Action::Switch];
-        if pull.apply {
-            actions.extend(self.reboot_actions(&call).await?);
-        }
-        self.start(call, Request::Switch(origin, pull), &actions, &digest.unwrap_or_default()).await
+        self.add_reboot(&mut actions, &call, pull.apply).await?;
+        self.start(call, Request::Switch(origin, pull), &actions, digest)
+            .await
     }
 
     #[zbus(out_args("job"))]
@@ -181,21 +217,18 @@ impl Host {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, Error> {
-        let RollbackOptions { digest, discard_staged, quarantine, apply, client_label, reason } =
-            options;
-        let apply = parse::apply(apply.as_deref())?;
+        let digest = parse::digest(options.digest.as_deref())?;
+        let apply = parse::apply(options.apply.as_deref())?;
         let request = Request::Rollback {
-            digest: parse::digest(digest.as_deref())?,
-            discard_staged: discard_staged.unwrap_or(false),
-            quarantine: quarantine.unwrap_or(true),
+            digest: digest.clone(),
+            discard_staged: options.discard_staged.unwrap_or(false),
+            quarantine: options.quarantine.unwrap_or(true),
             apply,
         };
-        let call = Call { connection, header, label: client_label, reason };
+        let call = Call::new(connection, header, options.client_label, options.reason)?;
         let mut actions = vec![Action::Rollback];
-        if apply {
-            actions.extend(self.reboot_actions(&call).await?);
-        }
-        self.start(call, request, &actions, &digest.unwrap_or_default()).await
+        self.add_reboot(&mut actions, &call, apply).await?;
+        self.start(call, request, &actions, digest).await
     }
 
     #[zbus(out_args("job"))]
@@ -205,9 +238,9 @@ impl Host {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, Error> {
-        let CancelRollbackOptions { client_label: label, reason } = options;
-        let call = Call { connection, header, label, reason };
-        self.start(call, Request::CancelRollback, &[Action::Rollback], "").await
+        let call = Call::new(connection, header, options.client_label, options.reason)?;
+        self.start(call, Request::CancelRollback, &[Action::Rollback], None)
+            .await
     }
 
     #[zbus(out_args("job"))]
@@ -217,16 +250,19 @@ impl Host {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, Error> {
-        let ApplyOptions { digest, ignore_inhibitors, client_label: label, reason } = options;
-        let ignore_inhibitors = ignore_inhibitors.unwrap_or(false);
-        let request =
-            Request::Apply { digest: parse::digest(digest.as_deref())?, ignore_inhibitors };
-        let call = Call { connection, header, label, reason };
-        let mut actions = self.reboot_actions(&call).await?;
+        let digest = parse::digest(options.digest.as_deref())?;
+        let ignore_inhibitors = options.ignore_inhibitors.unwrap_or(false);
+        let request = Request::Apply {
+            digest: digest.clone(),
+            ignore_inhibitors,
+        };
+        let call = Call::new(connection, header, options.client_label, options.reason)?;
+        let mut actions = Vec::new();
+        self.add_reboot(&mut actions, &call, true).await?;
         if ignore_inhibitors {
             actions.push(Action::IgnoreInhibit);
         }
-        self.start(call, request, &actions, &digest.unwrap_or_default()).await
+        self.start(call, request, &actions, digest).await
     }
 
     #[zbus(out_args("job"))]
@@ -237,11 +273,12 @@ impl Host {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, Error> {
-        let DiscardOptions { dry_run, client_label: label, reason } = options;
-        let what = parse::discardables(&what)?;
-        let request = Request::Discard { what, dry_run: dry_run.unwrap_or(false) };
-        let call = Call { connection, header, label, reason };
-        self.start(call, request, &[Action::Manage], "").await
+        let request = Request::Discard {
+            what: parse::discardables(&what)?,
+            dry_run: options.dry_run.unwrap_or(false),
+        };
+        let call = Call::new(connection, header, options.client_label, options.reason)?;
+        self.start(call, request, &[Action::Manage], None).await
     }
 
     #[zbus(property)]

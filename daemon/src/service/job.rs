@@ -44,7 +44,10 @@ impl Job {
             (view.id, view.caller.uid, view.kind)
         };
         if auth::uid(connection, &header).await? != owner {
-            let details = Details { kind, ..Details::default() };
+            let details = Details {
+                kind,
+                ..Details::default()
+            };
             auth::require(connection, &header, &[Action::Cancel], &details).await?;
         }
         self.engine.cancel(id).await.map_err(|error| error.to_bus())

@@ -26,13 +26,21 @@ impl Manager {
 
 /// `Features`: ours, and what the running libostree adds.
 pub(super) fn features(status: &Status) -> Vec<String> {
-    let libostree = status.snapshot().map(|snapshot| snapshot.features.as_slice());
-    FEATURES.iter().chain(libostree.unwrap_or_default()).map(|name| (*name).to_owned()).collect()
+    let libostree = status
+        .snapshot()
+        .map(|snapshot| snapshot.features.as_slice());
+    FEATURES
+        .iter()
+        .chain(libostree.unwrap_or_default())
+        .map(|name| (*name).to_owned())
+        .collect()
 }
 
 /// `ActiveJob`: the job that holds the write slot.
 pub(super) fn active_job(status: &Status) -> OwnedObjectPath {
-    status.active_job().map_or_else(translate::no_object, translate::job_path)
+    status
+        .active_job()
+        .map_or_else(translate::no_object, translate::job_path)
 }
 
 #[zbus::interface(name = "org.osteward1.Manager", introspection_docs = false)]
@@ -40,7 +48,13 @@ impl Manager {
     #[zbus(out_args("jobs"))]
     fn list_jobs(&self, options: NoOptions) -> Result<Vec<OwnedObjectPath>, Error> {
         let NoOptions {} = options;
-        Ok(self.engine.status().jobs.iter().map(|(id, _)| translate::job_path(*id)).collect())
+        Ok(self
+            .engine
+            .status()
+            .jobs
+            .iter()
+            .map(|(id, _)| translate::job_path(*id))
+            .collect())
     }
 
     #[zbus(property(emits_changed_signal = "const"))]

@@ -33,8 +33,12 @@ pub async fn serve(connection: &Connection, engine: Engine, logind: Logind) -> z
     let server = connection.object_server();
     let publisher = Publisher::new(connection.clone(), engine.clone());
     server.at(ROOT_PATH, zbus::fdo::ObjectManager).await?;
-    server.at(MANAGER_PATH, Manager::new(engine.clone())).await?;
-    server.at(HOST_PATH, Host::new(engine, publisher.clone(), logind)).await?;
+    server
+        .at(MANAGER_PATH, Manager::new(engine.clone()))
+        .await?;
+    server
+        .at(HOST_PATH, Host::new(engine, publisher.clone(), logind))
+        .await?;
     publisher.sync().await;
     tokio::spawn(publisher.run());
     Ok(())

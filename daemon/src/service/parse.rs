@@ -3,7 +3,7 @@
 use osteward_dbus::Error;
 use osteward_dbus::options::UpgradeOptions;
 
-use crate::image::reference::Digest;
+use crate::image::reference::{Digest, OriginReference, parse_user_input};
 use crate::jobs::{Discardable, Pull};
 
 /// The longest `client-label`.
@@ -11,9 +11,17 @@ const LABEL_CHARACTERS: usize = 128;
 
 /// The option `digest`.
 pub(super) fn digest(text: Option<&str>) -> Result<Option<Digest>, Error> {
-    text.map(str::parse).transpose().map_err(|error: crate::image::reference::ReferenceError| {
-        Error::InvalidArgs(format!("option `digest`: {error}"))
-    })
+    text.map(str::parse)
+        .transpose()
+        .map_err(|error: crate::image::reference::ReferenceError| {
+            Error::InvalidArgs(format!("option `digest`: {error}"))
+        })
+}
+
+/// The argument `image` of `Switch`.
+pub(super) fn image(text: &str) -> Result<OriginReference, Error> {
+    parse_user_input(text)
+        .map_err(|error| Error::InvalidArgs(format!("{text:?} is no image reference: {error}")))
 }
 
 /// The option `apply`: whether to reboot.

@@ -44,7 +44,11 @@ struct Known {
 impl Publisher {
     /// A publisher that has told nothing yet.
     pub fn new(connection: Connection, engine: Engine) -> Self {
-        Self { connection, engine, known: Arc::default() }
+        Self {
+            connection,
+            engine,
+            known: Arc::default(),
+        }
     }
 
     /// Follows the engine until it ends.
@@ -66,25 +70,49 @@ impl Publisher {
 
     async fn tell(&self, known: &mut Known, status: &Status) -> zbus::Result<()> {
         self.tell_jobs(known, status).await?;
-        let deployments = status.snapshot().map(|s| s.deployments.as_slice()).unwrap_or_default();
+        let deployments = status
+            .snapshot()
+            .map(|s| s.deployments.as_slice())
+            .unwrap_or_default();
         let wanted = deployments
             .iter()
             .map(|deployment| {
-                (translate::deployment_path(&deployment.id), translate::deployment(deployment))
+                (
+                    translate::deployment_path(&deployment.id),
+                    translate::deployment(deployment),
+                )
             })
             .collect();
-        self.tell_records(&mut known.deployments, wanted, Deployment::new).await?;
+        self.tell_records(&mut known.deployments, wanted, Deployment::new)
+            .await?;
         let wanted = translate::update(status).into_iter().collect();
-        self.tell_records(&mut known.updates, wanted, Update::new).await?;
+        self.tell_records(&mut known.updates, wanted, Update::new)
+            .await?;
         let host = pascal(types::to_dict(&translate::host(status))?);
-        self.tell_changes(HOST_PATH, "org.osteward1.Host", &mut known.host, host).await?;
+        self.tell_changes(HOST_PATH, "org.osteward1.Host", &mut known.host, host)
+            .await?;
         let manager = Dict::from([
-            ("Features".to_owned(), Variant::from(manager::features(status)).try_into()?),
+            (
+                "Features".to_owned(),
+                Variant::from(manager::features(status)).try_into()?,
+            ),
             ("Busy".to_owned(), status.active_job().is_some().into()),
-            ("ActiveJob".to_owned(), Variant::from(manager::active_job(status)).try_into()?),
-            ("ConfigWarnings".to_owned(), Variant::from(status.warnings.clone()).try_into()?),
+            (
+                "ActiveJob".to_owned(),
+                Variant::from(manager::active_job(status)).try_into()?,
+            ),
+            (
+                "ConfigWarnings".to_owned(),
+                Variant::from(status.warnings.clone()).try_into()?,
+            ),
         ]);
-        self.tell_changes(MANAGER_PATH, "org.osteward1.Manager", &mut known.manager, manager).await
+        self.tell_changes(
+            MANAGER_PATH,
+            "org.osteward1.Manager",
+            &mut known.manager,
+            manager,
+        )
+        .await
     }
 
     /// Makes the objects of one interface equal to `wanted`.
@@ -98,22 +126,33 @@ impl Publisher {
         R: Clone + PartialEq + serde::Serialize + zbus::Type,
         I: zbus::object_server::Interface,
     {
-        let gone: Vec<_> = known.keys().filter(|path| !wanted.contains_key(*path)).cloned().collect();
+        let gone: Vec<_> = known
+            .keys()
+            .filter(|path| !wanted.contains_key(*path))
+            .cloned()
+            .collect();
         for path in gone {
             known.remove(&path);
-            self.connection.object_server().remove::<I, _>(&path).await?;
+            self.connection
+                .object_server()
+                .remove::<I, _>(&path)
+                .await?;
         }
         for (path, record) in wanted {
             let Some(told) = known.get(&path) else {
                 let (sender, receiver) = watch::channel(record);
-                self.connection.object_server().at(&path, object(receiver)).await?;
+                self.connection
+                    .object_server()
+                    .at(&path, object(receiver))
+                    .await?;
                 known.insert(path, sender);
                 continue;
             };
             let mut before = pascal(types::to_dict(&*told.borrow())?);
             if told.send_if_modified(|told| std::mem::replace(told, record.clone()) != record) {
                 let now = pascal(types::to_dict(&record)?);
-                self.tell_changes(path.as_str(), I::name().as_str(), &mut before, now).await?;
+                self.tell_changes(path.as_str(), I::name().as_str(), &mut before, now)
+                    .await?;
             }
         }
         Ok(())
@@ -131,7 +170,9 @@ impl Publisher {
         for id in gone {
             let path = translate::job_path(id);
             server.remove::<Job, _>(&path).await?;
-            let Some(view) = known.jobs.remove(&id) else { continue };
+            let Some(view) = known.jobs.remove(&id) else {
+                continue;
+            };
             let (kind, state, error) = {
                 let view = view.borrow();
                 let error = view.error.clone().unwrap_or_default().0;
@@ -145,7 +186,9 @@ impl Publisher {
             }
             let path = translate::job_path(*id);
             let told = translate::job(&view.borrow());
-            server.at(&path, Job::new(self.engine.clone(), view.clone())).await?;
+            server
+                .at(&path, Job::new(self.engine.clone(), view.clone()))
+                .await?;
             Manager::job_added(&manager, path.clone().into(), &told.kind).await?;
             known.jobs.insert(*id, view.clone());
             let told = pascal(types::to_dict(&told)?);
@@ -187,7 +230,8 @@ impl Publisher {
         let now = pascal(types::to_dict(&translate::job(view))?);
         let changed = difference(told, &now)?;
         let emitter = SignalEmitter::new(&self.connection, path)?;
-        self.tell_changes(path.as_str(), "org.osteward1.Job", told, now).await?;
+        self.tell_changes(path.as_str(), "org.osteward1.Job", told, now)
+            .await?;
         if !changed.is_empty() {
             Job::progress(&emitter, changed).await?;
         }
@@ -208,7 +252,11 @@ impl Publisher {
         told: &mut Dict,
         now: Dict,
     ) -> zbus::Result<()> {
-        let changed = if told.is_empty() { Dict::new() } else { difference(told, &now)? };
+        let changed = if told.is_empty() {
+            Dict::new()
+        } else {
+            difference(told, &now)?
+        };
         *told = now;
         if changed.is_empty() {
             return Ok(());
@@ -232,5 +280,7 @@ fn difference(told: &Dict, now: &Dict) -> zbus::Result<Dict> {
 }
 
 fn pascal(dict: Dict) -> Dict {
-    dict.into_iter().map(|(key, value)| (types::property_name(&key), value)).collect()
+    dict.into_iter()
+        .map(|(key, value)| (types::property_name(&key), value))
+        .collect()
 }

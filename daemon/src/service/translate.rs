@@ -21,10 +21,12 @@ const LABEL_BYTES: usize = 64 << 10;
 
 /// A path out of parts that are valid by construction; `/` should that ever be untrue.
 fn path(text: String) -> OwnedObjectPath {
-    ObjectPath::try_from(text).map(Into::into).unwrap_or_else(|error| {
-        tracing::error!(%error, "an object path is not valid");
-        no_object()
-    })
+    ObjectPath::try_from(text)
+        .map(Into::into)
+        .unwrap_or_else(|error| {
+            tracing::error!(%error, "an object path is not valid");
+            no_object()
+        })
 }
 
 /// "No object" in a property of type `o`.
@@ -68,7 +70,9 @@ fn capped<'a>(entries: impl Iterator<Item = (&'a String, &'a String)>) -> HashMa
 /// The properties of a deployment.
 pub(super) fn deployment(deployment: &sysroot::Deployment) -> DeploymentInfo {
     let image = deployment.image.as_ref();
-    let version = image.and_then(|image| image.version()).unwrap_or(&deployment.commit_version);
+    let version = image
+        .and_then(|image| image.version())
+        .unwrap_or(&deployment.commit_version);
     DeploymentInfo {
         id: deployment.id.clone(),
         checksum: deployment.checksum.clone(),
@@ -80,10 +84,15 @@ pub(super) fn deployment(deployment: &sysroot::Deployment) -> DeploymentInfo {
         pinned: deployment.pinned,
         locked: deployment.locked,
         image: deployment.origin_text.clone(),
-        digest: deployment.digest().map(Digest::to_string).unwrap_or_default(),
+        digest: deployment
+            .digest()
+            .map(Digest::to_string)
+            .unwrap_or_default(),
         version: version.to_owned(),
-        timestamp: image.and_then(|image| image.created).unwrap_or(0),
-        labels: image.map(|image| capped(image.labels.iter())).unwrap_or_default(),
+        timestamp: image.and_then(Image::timestamp).unwrap_or(0),
+        labels: image
+            .map(|image| capped(image.labels.iter()))
+            .unwrap_or_default(),
         layers: image.map_or(0, |image| image.layers.len() as u32),
         size_bytes: image.map_or(0, Image::total_size),
         kernel_version: deployment.kernel_version.clone(),
@@ -98,11 +107,15 @@ pub(super) fn update(status: &Status) -> Option<(OwnedObjectPath, UpdateInfo)> {
     let image = &offer.image;
     let info = UpdateInfo {
         digest: image.digest.to_string(),
-        index_digest: image.index_digest.as_ref().map(Digest::to_string).unwrap_or_default(),
+        index_digest: image
+            .index_digest
+            .as_ref()
+            .map(Digest::to_string)
+            .unwrap_or_default(),
         image: offer.reference,
         version: image.version().unwrap_or_default().to_owned(),
         architecture: image.architecture.clone(),
-        timestamp: image.created.unwrap_or(0),
+        timestamp: image.timestamp().unwrap_or(0),
         labels: capped(image.labels.iter()),
         annotations: capped(image.annotations.iter()),
         state: offer.state.to_owned(),
@@ -121,7 +134,10 @@ pub(super) fn job(view: &JobView) -> JobInfo {
     JobInfo {
         kind: view.kind.to_owned(),
         state: view.state.name().to_owned(),
-        phase: reading.phase.map(|phase| phase.name().to_owned()).unwrap_or_default(),
+        phase: reading
+            .phase
+            .map(|phase| phase.name().to_owned())
+            .unwrap_or_default(),
         phase_index: reading.phase_index,
         phase_count: reading.phase_count,
         fraction: reading.fraction,
@@ -155,7 +171,10 @@ pub(super) fn result(view: &JobView) -> Dict {
         Fact::Deployment(id) => variant(deployment_path(id).into_inner()),
         Fact::Update(digest) => variant(update_path(digest).into_inner()),
     };
-    view.facts.iter().map(|(key, value)| ((*key).to_owned(), fact(value))).collect()
+    view.facts
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), fact(value)))
+        .collect()
 }
 
 fn target(view: &JobView) -> OwnedObjectPath {
@@ -184,11 +203,20 @@ pub(super) fn host(status: &Status) -> HostInfo {
         default_deployment: path_of(snapshot.next_boot()),
         rollback_deployment: path_of(snapshot.rollback()),
         rollback_queued: snapshot.rollback_queued,
-        deployments: snapshot.deployments.iter().map(|d| deployment_path(&d.id)).collect(),
-        stateroot: booted.map(|booted| booted.stateroot.clone()).unwrap_or_default(),
+        deployments: snapshot
+            .deployments
+            .iter()
+            .map(|d| deployment_path(&d.id))
+            .collect(),
+        stateroot: booted
+            .map(|booted| booted.stateroot.clone())
+            .unwrap_or_default(),
         os_name: status.os.name.clone(),
         os_version: status.os.version.clone(),
-        boot_digest: booted.and_then(|b| b.digest()).map(Digest::to_string).unwrap_or_default(),
+        boot_digest: booted
+            .and_then(|b| b.digest())
+            .map(Digest::to_string)
+            .unwrap_or_default(),
         tracking: tracking(snapshot),
         update_state: status.update_state().to_owned(),
         update: update(status).map_or_else(no_object, |(path, _)| path),
@@ -206,8 +234,9 @@ fn reboot_required(status: &Status, snapshot: &Snapshot) -> &'static str {
 }
 
 fn tracking(snapshot: &Snapshot) -> Dict {
-    let Some(OriginReference { signature, image }) =
-        snapshot.tracking().and_then(|tracking| tracking.origin.clone())
+    let Some(OriginReference { signature, image }) = snapshot
+        .tracking()
+        .and_then(|tracking| tracking.origin.clone())
     else {
         return Dict::new();
     };
@@ -217,7 +246,10 @@ fn tracking(snapshot: &Snapshot) -> Dict {
     };
     Dict::from([
         ("image".to_owned(), variant(image.to_string())),
-        ("transport".to_owned(), variant(image.transport().to_string())),
+        (
+            "transport".to_owned(),
+            variant(image.transport().to_string()),
+        ),
         ("tag".to_owned(), variant(image.tag().unwrap_or_default())),
         ("signature-policy".to_owned(), variant(policy)),
         ("insecure".to_owned(), variant(policy == "none")),
@@ -225,7 +257,9 @@ fn tracking(snapshot: &Snapshot) -> Dict {
 }
 
 fn last_check(status: &Status) -> Dict {
-    let Some(check) = &status.last_check else { return Dict::new() };
+    let Some(check) = &status.last_check else {
+        return Dict::new();
+    };
     let (name, message) = check.error.clone().unwrap_or_default();
     Dict::from([
         ("time".to_owned(), variant(check.time)),
@@ -238,12 +272,19 @@ fn last_check(status: &Status) -> Dict {
 
 /// The whole state in one document.
 pub(super) fn status(status: &Status) -> types::Status {
-    let deployments = status.snapshot().map(|s| s.deployments.as_slice()).unwrap_or_default();
+    let deployments = status
+        .snapshot()
+        .map(|s| s.deployments.as_slice())
+        .unwrap_or_default();
     types::Status {
         daemon_version: env!("CARGO_PKG_VERSION").to_owned(),
         host: host(status),
         deployments: deployments.iter().map(deployment).collect(),
         update: update(status).map(|(_, info)| info),
-        jobs: status.jobs.iter().map(|(id, view)| (job_path(*id), job(&view.borrow()))).collect(),
+        jobs: status
+            .jobs
+            .iter()
+            .map(|(id, view)| (job_path(*id), job(&view.borrow())))
+            .collect(),
     }
 }

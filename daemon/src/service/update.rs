@@ -23,7 +23,8 @@ impl Update {
 }
 
 #[zbus::interface(name = "org.osteward1.Update", introspection_docs = false)]
-impl Update {    #[zbus(property(emits_changed_signal = "const"))]
+impl Update {
+    #[zbus(property(emits_changed_signal = "const"))]
     fn digest(&self) -> String {
         self.record().digest
     }

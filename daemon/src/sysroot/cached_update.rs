@@ -14,7 +14,9 @@ const MANIFEST: &str = "ostree-ext.cached.manifest";
 const CONFIG: &str = "ostree-ext.cached.config";
 
 pub(super) fn read(repo: &ostree::Repo, commit: &str) -> Option<Image> {
-    let metadata = repo.read_commit_detached_metadata(commit, gio::Cancellable::NONE).ok()??;
+    let metadata = repo
+        .read_commit_detached_metadata(commit, gio::Cancellable::NONE)
+        .ok()??;
     let metadata = glib::VariantDict::new(Some(&metadata));
     let text = |key| metadata.lookup::<String>(key).ok().flatten();
     Image::from_commit_metadata(&text(DIGEST)?, &text(MANIFEST)?, &text(CONFIG)?).ok()

@@ -51,14 +51,21 @@ impl Lock {
         self.change(cancel, move |sysroot, cancellable| {
             let repo = sysroot.repo();
             let doomed = doomed_refs(sysroot, &repo, which)?;
-            let mut discarded =
-                Discarded { images: doomed.images.len(), layers: doomed.layers.len(), bytes: 0 };
+            let mut discarded = Discarded {
+                images: doomed.images.len(),
+                layers: doomed.layers.len(),
+                bytes: 0,
+            };
             if dry_run {
                 let flags = ostree::RepoPruneFlags::REFS_ONLY | ostree::RepoPruneFlags::NO_PRUNE;
                 discarded.bytes = repo.prune(flags, 0, Some(cancellable))?.2;
                 return Ok(discarded);
             }
-            let all = doomed.downloads.iter().chain(&doomed.images).chain(&doomed.layers);
+            let all = doomed
+                .downloads
+                .iter()
+                .chain(&doomed.images)
+                .chain(&doomed.layers);
             for name in all {
                 repo.set_ref_immediate(None, name, None, Some(cancellable))?;
             }
@@ -108,7 +115,8 @@ fn doomed_refs(
     which: ImageCleanup,
 ) -> Result<Doomed, Error> {
     let deployments = sysroot.deployments();
-    let deployed_images: HashSet<String> = deployments.iter().filter_map(origin_image_ref).collect();
+    let deployed_images: HashSet<String> =
+        deployments.iter().filter_map(origin_image_ref).collect();
     let mut roots: Vec<String> = deployments.iter().map(|d| d.csum().to_string()).collect();
     let mut downloads = Vec::new();
     for (name, commit) in refs_below(repo, BASEIMAGES)? {
@@ -122,12 +130,25 @@ fn doomed_refs(
     let mut images = Vec::new();
     for (name, commit) in refs_below(repo, IMAGE_PREFIX)? {
         let held = deployed_images.contains(&name) || roots.contains(&commit);
-        if held { roots.push(commit) } else { images.push(name) }
+        if held {
+            roots.push(commit)
+        } else {
+            images.push(name)
+        }
     }
-    let needed: HashSet<String> = roots.iter().flat_map(|commit| layer_refs(repo, commit)).collect();
-    let layers =
-        refs_below(repo, BLOB_PREFIX)?.into_keys().filter(|name| !needed.contains(name)).collect();
-    Ok(Doomed { downloads, images, layers })
+    let needed: HashSet<String> = roots
+        .iter()
+        .flat_map(|commit| layer_refs(repo, commit))
+        .collect();
+    let layers = refs_below(repo, BLOB_PREFIX)?
+        .into_keys()
+        .filter(|name| !needed.contains(name))
+        .collect();
+    Ok(Doomed {
+        downloads,
+        images,
+        layers,
+    })
 }
 
 fn origin_image_ref(deployment: &ostree::Deployment) -> Option<String> {
@@ -141,15 +162,24 @@ fn origin_image_ref(deployment: &ostree::Deployment) -> Option<String> {
 /// carries only a manifest, without a configuration.
 fn layer_refs(repo: &ostree::Repo, commit: &str) -> Vec<String> {
     if let Some(image) = snapshot::image_of(repo, commit) {
-        return image.layers.iter().map(|layer| blob_ref(&layer.digest)).collect();
+        return image
+            .layers
+            .iter()
+            .map(|layer| blob_ref(&layer.digest))
+            .collect();
     }
-    let Ok((variant, _)) = repo.load_commit(commit) else { return Vec::new() };
+    let Ok((variant, _)) = repo.load_commit(commit) else {
+        return Vec::new();
+    };
     let metadata = glib::VariantDict::new(Some(&variant.child_value(0)));
     let Ok(Some(manifest)) = metadata.lookup::<String>("ostree.manifest") else {
         return Vec::new();
     };
     let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap_or_default();
-    let layers = manifest["layers"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let layers = manifest["layers"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     layers
         .iter()
         .filter_map(|layer| layer["digest"].as_str()?.parse::<Digest>().ok())

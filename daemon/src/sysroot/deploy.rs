@@ -58,8 +58,11 @@ impl Lock {
     /// dropped (callers check first).
     pub async fn boot_next(&self, id: String, cancel: &CancellationToken) -> Result<(), Error> {
         self.change(cancel, move |sysroot, cancellable| {
-            let mut order: Vec<ostree::Deployment> =
-                sysroot.deployments().into_iter().filter(|d| !d.is_staged()).collect();
+            let mut order: Vec<ostree::Deployment> = sysroot
+                .deployments()
+                .into_iter()
+                .filter(|d| !d.is_staged())
+                .collect();
             let position = order.iter().position(|d| matches(d, &id)).ok_or_else(|| {
                 Error::NoDeployment(format!(
                     "deployment {id} is gone; look at the status and try again"
@@ -108,7 +111,11 @@ impl Lock {
 
 fn matches(deployment: &ostree::Deployment, id: &str) -> bool {
     let checksum = deployment.csum();
-    id == format!("d_{}_{}", &checksum[..16.min(checksum.len())], deployment.deployserial())
+    id == format!(
+        "d_{}_{}",
+        &checksum[..16.min(checksum.len())],
+        deployment.deployserial()
+    )
 }
 
 /// Clean-up is a step of its own: it must not delay, or fail, the change of order.
@@ -117,6 +124,9 @@ fn write(
     order: &[ostree::Deployment],
     cancellable: &gio::Cancellable,
 ) -> Result<(), Error> {
-    let options = ostree::SysrootWriteDeploymentsOpts { do_postclean: false, ..Default::default() };
+    let options = ostree::SysrootWriteDeploymentsOpts {
+        do_postclean: false,
+        ..Default::default()
+    };
     Ok(sysroot.write_deployments_with_options(order, &options, Some(cancellable))?)
 }

@@ -129,13 +129,22 @@ impl Sysroot {
     pub fn spawn(root: &Path) -> std::io::Result<Self> {
         let (calls, mut queue) = mpsc::channel::<Call>(64);
         let owner_root = root.to_owned();
-        std::thread::Builder::new().name("sysroot".into()).spawn(move || {
-            let mut owner = Owner { root: owner_root, loaded: None, symbols: Symbols::resolve() };
-            while let Some(call) = queue.blocking_recv() {
-                call(&mut owner);
-            }
-        })?;
-        Ok(Self { calls, root: root.to_owned() })
+        std::thread::Builder::new()
+            .name("sysroot".into())
+            .spawn(move || {
+                let mut owner = Owner {
+                    root: owner_root,
+                    loaded: None,
+                    symbols: Symbols::resolve(),
+                };
+                while let Some(call) = queue.blocking_recv() {
+                    call(&mut owner);
+                }
+            })?;
+        Ok(Self {
+            calls,
+            root: root.to_owned(),
+        })
     }
 
     /// The repository of the sysroot, for those who open their own handle to it.
@@ -172,7 +181,10 @@ impl Sysroot {
         self.call(|owner| {
             let sysroot = owner.current()?;
             // try_lock makes it writable before it looks at the lock.
-            if sysroot.try_lock().map_err(|error| Error::ReadOnly(error.message().into()))? {
+            if sysroot
+                .try_lock()
+                .map_err(|error| Error::ReadOnly(error.message().into()))?
+            {
                 sysroot.unlock();
             }
             Ok(())
@@ -188,11 +200,15 @@ impl Sysroot {
             let taken = self
                 .call(|owner| {
                     let sysroot = owner.current()?;
-                    sysroot.try_lock().map_err(|error| Error::ReadOnly(error.message().into()))
+                    sysroot
+                        .try_lock()
+                        .map_err(|error| Error::ReadOnly(error.message().into()))
                 })
                 .await?;
             if taken {
-                return Ok(Lock { sysroot: self.clone() });
+                return Ok(Lock {
+                    sysroot: self.clone(),
+                });
             }
             if start.elapsed() >= wait {
                 return Err(Error::Locked(wait));

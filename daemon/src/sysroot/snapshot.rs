@@ -88,7 +88,9 @@ pub struct Snapshot {
 
 impl Snapshot {
     fn in_slot(&self, slot: Slot) -> Option<&Deployment> {
-        self.deployments.iter().find(|deployment| deployment.slot == slot)
+        self.deployments
+            .iter()
+            .find(|deployment| deployment.slot == slot)
     }
 
     /// The running deployment.
@@ -132,8 +134,12 @@ pub(super) fn take(
     let mut rollback_seen = false;
     let mut booted_seen = false;
     for deployment in sysroot.deployments() {
-        let is_booted = booted.as_ref().is_some_and(|booted| booted.equal(&deployment));
-        let same_root = booted.as_ref().is_none_or(|booted| booted.osname() == deployment.osname());
+        let is_booted = booted
+            .as_ref()
+            .is_some_and(|booted| booted.equal(&deployment));
+        let same_root = booted
+            .as_ref()
+            .is_none_or(|booted| booted.osname() == deployment.osname());
         let slot = if is_booted {
             Slot::Booted
         } else if deployment.is_staged() {
@@ -150,7 +156,9 @@ pub(super) fn take(
         if slot == Slot::Rollback && booted.is_some() && !booted_seen {
             snapshot.rollback_queued = true;
         }
-        snapshot.deployments.push(describe(sysroot, &repo, root, symbols, &deployment, slot));
+        snapshot
+            .deployments
+            .push(describe(sysroot, &repo, root, symbols, &deployment, slot));
     }
     snapshot.rollback_queued &= snapshot.staged().is_none();
     snapshot.cached_update = snapshot
@@ -202,14 +210,21 @@ fn describe(
 /// rpm-ostree's layering cannot be carried over to another image (on-disk notes 1.6).
 fn layered(origin: &glib::KeyFile) -> Option<String> {
     let groups = ["rpmostree", "packages", "overrides", "modules"];
-    groups.iter().find(|group| origin.has_group(group)).map(|group| {
-        format!("its origin has a [{group}] section: packages are layered by rpm-ostree")
-    })
+    groups
+        .iter()
+        .find(|group| origin.has_group(group))
+        .map(|group| {
+            format!("its origin has a [{group}] section: packages are layered by rpm-ostree")
+        })
 }
 
 fn kernel_arguments(deployment: &ostree::Deployment) -> Vec<String> {
-    let options = deployment.bootconfig().and_then(|config| config.get("options"));
-    options.map(|text| text.split_whitespace().map(str::to_owned).collect()).unwrap_or_default()
+    let options = deployment
+        .bootconfig()
+        .and_then(|config| config.get("options"));
+    options
+        .map(|text| text.split_whitespace().map(str::to_owned).collect())
+        .unwrap_or_default()
 }
 
 /// The kernel is where libostree looks for it: `/usr/lib/modules/<version>/vmlinuz`.
@@ -236,7 +251,9 @@ pub(super) fn image_of(repo: &ostree::Repo, checksum: &str) -> Option<Image> {
     let manifest = commit_string(repo, checksum, "ostree.manifest")?;
     let config = commit_string(repo, checksum, "ostree.container.image-config")?;
     Image::from_commit_metadata(&digest, &manifest, &config)
-        .inspect_err(|error| tracing::warn!(%checksum, %error, "a merge commit carries no usable image"))
+        .inspect_err(
+            |error| tracing::warn!(%checksum, %error, "a merge commit carries no usable image"),
+        )
         .ok()
 }
 
@@ -248,7 +265,11 @@ fn pulled(repo: &ostree::Repo) -> Vec<Digest> {
         return Vec::new();
     };
     let kept = repo
-        .list_refs_ext(Some(crate::image::reference::BASEIMAGE_PREFIX), flags, gio::Cancellable::NONE)
+        .list_refs_ext(
+            Some(crate::image::reference::BASEIMAGE_PREFIX),
+            flags,
+            gio::Cancellable::NONE,
+        )
         .unwrap_or_default();
     refs.values()
         .chain(kept.values())

@@ -4,7 +4,10 @@
 //! Invariant: a function is called only if the running libostree exports it, with the
 //! signature of its public header.
 
-#![expect(unsafe_code, reason = "functions found at run time can only be called unsafely")]
+#![expect(
+    unsafe_code,
+    reason = "functions found at run time can only be called unsafely"
+)]
 
 use std::ffi::{CStr, c_int, c_void};
 
@@ -33,8 +36,9 @@ impl Symbols {
         Self {
             // SAFETY: a non-null address of this name is libostree's function (since
             // 2023.8), whose header declares `gboolean (OstreeDeployment *)`.
-            is_finalization_locked: (!locked.is_null())
-                .then(|| unsafe { std::mem::transmute::<*mut c_void, IsFinalizationLocked>(locked) }),
+            is_finalization_locked: (!locked.is_null()).then(|| unsafe {
+                std::mem::transmute::<*mut c_void, IsFinalizationLocked>(locked)
+            }),
             change_finalization: !exported(c"ostree_sysroot_change_finalization").is_null(),
             soft_reboot: !exported(c"ostree_sysroot_deployment_set_soft_reboot").is_null(),
         }
@@ -51,10 +55,13 @@ impl Symbols {
 
     /// The names that `Manager.Features` lists for libostree.
     pub fn features(&self) -> Vec<&'static str> {
-        [("change-finalization", self.change_finalization), ("ostree-soft-reboot", self.soft_reboot)]
-            .into_iter()
-            .filter_map(|(name, present)| present.then_some(name))
-            .collect()
+        [
+            ("change-finalization", self.change_finalization),
+            ("ostree-soft-reboot", self.soft_reboot),
+        ]
+        .into_iter()
+        .filter_map(|(name, present)| present.then_some(name))
+        .collect()
     }
 }
 
@@ -71,6 +78,9 @@ mod tests {
     #[test]
     fn features_agree_with_the_version_that_runs() {
         let features = Symbols::resolve().features();
-        assert_eq!(features.contains(&"change-finalization"), ostree::check_version(2023, 8));
+        assert_eq!(
+            features.contains(&"change-finalization"),
+            ostree::check_version(2023, 8)
+        );
     }
 }

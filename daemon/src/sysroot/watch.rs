@@ -27,10 +27,16 @@ pub async fn watch(root: PathBuf, notices: mpsc::Sender<()>) -> std::io::Result<
     let names = WatchMask::CREATE | WatchMask::DELETE | WatchMask::MOVED_TO | WatchMask::MOVED_FROM;
     let all = names | WatchMask::ATTRIB | WatchMask::CLOSE_WRITE;
     // `ostree` itself only for `bootc` to appear in it: its lock file is written often.
-    let paths =
-        [("ostree/deploy", all), ("run/ostree", all), ("ostree/bootc", all), ("ostree", names)];
-    let mut missing: Vec<(&Path, WatchMask)> =
-        paths.into_iter().map(|(path, mask)| (Path::new(path), mask)).collect();
+    let paths = [
+        ("ostree/deploy", all),
+        ("run/ostree", all),
+        ("ostree/bootc", all),
+        ("ostree", names),
+    ];
+    let mut missing: Vec<(&Path, WatchMask)> = paths
+        .into_iter()
+        .map(|(path, mask)| (Path::new(path), mask))
+        .collect();
     let mut add_missing =
         || missing.retain(|(path, mask)| watches.add(root.join(path), *mask).is_err());
     add_missing();
@@ -72,13 +78,19 @@ mod tests {
         loop {
             let _ = std::fs::remove_dir(&late);
             std::fs::create_dir(&late).unwrap();
-            if tokio::time::timeout(Duration::from_millis(500), seen.recv()).await.is_ok() {
+            if tokio::time::timeout(Duration::from_millis(500), seen.recv())
+                .await
+                .is_ok()
+            {
                 break;
             }
         }
         while tokio::time::timeout(4 * SETTLE, seen.recv()).await.is_ok() {}
         std::fs::write(late.join("changed"), "x").unwrap();
-        tokio::time::timeout(Duration::from_secs(5), seen.recv()).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(5), seen.recv())
+            .await
+            .unwrap()
+            .unwrap();
         watcher.abort();
     }
 }

@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::entry::{Entry, Kind, LongNames, write_end};
@@ -272,6 +273,23 @@ pub struct Blob {
     pub diff_id: String,
     /// Bytes of the blob.
     pub size: u64,
+}
+
+impl Blob {
+    /// Reads a manifest's layer and the configuration's diff_id for it.
+    pub(super) fn from_json(layer: &Value, diff_id: &Value) -> Option<Self> {
+        let kinds = [Compression::Gzip, Compression::Zstd, Compression::Plain];
+        let named = layer["mediaType"].as_str()?;
+        Some(Self {
+            media_type: kinds
+                .map(Compression::media_type)
+                .into_iter()
+                .find(|t| *t == named)?,
+            digest: layer["digest"].as_str()?.to_owned(),
+            diff_id: diff_id.as_str()?.to_owned(),
+            size: layer["size"].as_u64()?,
+        })
+    }
 }
 
 /// Another digest than `hex`, of the same length.
