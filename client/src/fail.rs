@@ -112,8 +112,6 @@ impl Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
-            // zbus keeps the names that it knows itself in a type of its own.
-            Error::Bus(zbus::Error::FDO(inner)) => of_bus(*inner),
             Error::Bus(zbus::Error::InputOutput(cause)) => Self::new(
                 DISCONNECTED,
                 format!("the connection to the bus broke: {cause}"),
@@ -129,17 +127,6 @@ impl From<zbus::Error> for Failure {
     }
 }
 
-/// An error of the bus itself, under its D-Bus name.
-fn of_bus(error: zbus::fdo::Error) -> Failure {
-    if let zbus::fdo::Error::ZBus(inner) = error {
-        return inner.into();
-    }
-    let name = zbus::DBusError::name(&error).to_string();
-    Failure::new(
-        &name,
-        zbus::DBusError::description(&error).unwrap_or_default(),
-    )
-}
 
 /// Hints for `org.osteward1.Error.*`.
 fn own_hint(name: &str, verb: &str) -> Option<&'static str> {
