@@ -127,7 +127,6 @@ impl From<zbus::Error> for Failure {
     }
 }
 
-
 /// Hints for `org.osteward1.Error.*`.
 fn own_hint(name: &str, verb: &str) -> Option<&'static str> {
     Some(match name {
