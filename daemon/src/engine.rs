@@ -12,6 +12,7 @@ mod task;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -57,6 +58,18 @@ enum Command {
 pub struct Engine {
     commands: mpsc::Sender<Command>,
     status: watch::Receiver<Arc<Status>>,
+    attended: Arc<AtomicUsize>,
+}
+
+/// A call on its way to becoming a job, which the process must live to see: a password
+/// dialog can be open for longer than the idle time.
+#[derive(Debug)]
+pub struct Attendance(Arc<AtomicUsize>);
+
+impl Drop for Attendance {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What the engine works with.
@@ -85,7 +98,22 @@ impl Engine {
         let (publish, status) = watch::channel(Arc::new(Status::unknown(&parts.warnings)));
         let task = Task::new(parts, publish, commands.clone());
         tokio::spawn(task.run(queue, changes));
-        Self { commands, status }
+        Self {
+            commands,
+            status,
+            attended: Arc::default(),
+        }
+    }
+
+    /// Says that a call is on its way, until the value is dropped.
+    pub fn attend(&self) -> Attendance {
+        self.attended.fetch_add(1, Ordering::Relaxed);
+        Attendance(self.attended.clone())
+    }
+
+    /// Whether there are jobs, running or still readable, or calls that may become one.
+    pub fn is_needed(&self) -> bool {
+        !self.status.borrow().jobs.is_empty() || self.attended.load(Ordering::Relaxed) > 0
     }
 
     /// What is known now. Never waits.

@@ -124,6 +124,14 @@ impl Error {
         )
     }
 
+    /// Whether finding the image failed, and not what was done with it then.
+    pub fn is_about_finding(&self) -> bool {
+        matches!(
+            self,
+            Error::Image(_) | Error::SignatureRejected(_) | Error::Config(_)
+        )
+    }
+
     /// What `Job.Result` says beside the error: how much room was missing, and where.
     pub fn facts(&self) -> Facts {
         match self {
@@ -171,6 +179,7 @@ fn sysroot_to_bus(error: &sysroot::Error, text: String) -> Bus {
         sysroot::Error::ReadOnly(_) => Bus::SysrootReadOnly(text),
         sysroot::Error::NoDeployment(_) => Bus::NoRollback(text),
         sysroot::Error::NoSpace(_) => Bus::NoSpace(text),
+        sysroot::Error::Image(_) => Bus::ImageInvalid(text),
         sysroot::Error::Cancelled => Bus::Cancelled(text),
         sysroot::Error::Ostree(_) => Bus::Failed(text),
     }

@@ -1,7 +1,8 @@
 //! How long the daemon stays: idle exit, watchdog, orderly end of the jobs.
 //!
-//! Owns what counts as being needed: a job that runs or can still be read, or a message
-//! within the idle time. Invariant: the watchdog is only fed while the engine answers.
+//! Owns what counts as being needed: a job that runs or can still be read, a call that
+//! waits for its authorisation, or a message within the idle time. Invariant: the watchdog
+//! is only fed while the engine answers.
 
 use std::time::Duration;
 
@@ -9,11 +10,15 @@ use futures_util::StreamExt;
 use tokio::time::Instant;
 use zbus::{Connection, MessageStream, message};
 
-use crate::engine::Engine;
+use crate::engine::{Engine, Look};
 
-/// Whether there are jobs, running or still readable.
-pub fn has_jobs(engine: &Engine) -> bool {
-    !engine.status().jobs.is_empty()
+/// Waits until the deployments were looked at once, whatever came out, or for `patience`.
+pub async fn first_look(engine: &Engine, patience: Duration) {
+    let mut status = engine.watch();
+    let looked = status.wait_for(|status| !matches!(status.look, Look::NotYet));
+    if tokio::time::timeout(patience, looked).await.is_err() {
+        tracing::warn!("the sysroot is slow to read; the status is unknown until it is");
+    }
 }
 
 /// Returns when there has been no job and no call for `timeout`; never if it is zero.
@@ -39,7 +44,7 @@ pub async fn until_idle(connection: &Connection, engine: &Engine, timeout: Durat
                 Err(_) => return,
             },
             () = tokio::time::sleep_until(deadline) => {
-                if !has_jobs(engine) {
+                if !engine.is_needed() {
                     return;
                 }
                 deadline = Instant::now() + timeout;
@@ -57,7 +62,7 @@ pub async fn feed_watchdog(engine: Engine) {
     loop {
         ticks.tick().await;
         if engine.answers().await {
-            crate::report::notify(&[sd_notify::NotifyState::Watchdog]);
+            crate::report::notify(&[sd_notify::NotifyState::Watchdog]).await;
         }
     }
 }

@@ -20,8 +20,13 @@ use ostewardd::observe::logind::Logind;
 use ostewardd::sysroot::{self, Sysroot};
 use ostewardd::{config, lifetime, report, service};
 
+/// How long the name waits for the first look at the sysroot, so that the call that started
+/// the daemon finds something. Far below any activation timeout: a look takes milliseconds.
+const FIRST_LOOK: Duration = Duration::from_secs(2);
 /// After the name is released: how long a call that was under way may still become a job.
 const LAST_CALLS: Duration = Duration::from_millis(200);
+/// At a shutdown: how long the bus may take to hear of the end of the jobs.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How long running jobs may take to stop at a shutdown.
 const STOP_JOBS: Duration = Duration::from_secs(60);
 
@@ -97,7 +102,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         runtime_directory: directory("RUNTIME_DIRECTORY", "/run/osteward"),
     };
     let engine = Engine::spawn(parts, changes);
-    service::serve(&connection, engine.clone(), logind)
+    lifetime::first_look(&engine, FIRST_LOOK).await;
+    let publisher = service::serve(&connection, engine.clone(), logind)
         .await
         .context("cannot serve the objects")?;
     let mut signals = [
@@ -111,18 +117,25 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
             .request_name(osteward_dbus::BUS_NAME)
             .await
             .context("cannot own the bus name")?;
-        report::notify(&[sd_notify::NotifyState::Ready]);
+        report::notify(&[sd_notify::NotifyState::Ready]).await;
         let stop = serve_until_idle(&connection, &engine, idle_timeout, &mut signals).await;
-        report::notify(&[sd_notify::NotifyState::Stopping]);
-        connection.release_name(osteward_dbus::BUS_NAME).await?;
+        report::notify(&[sd_notify::NotifyState::Stopping]).await;
         if stop {
             lifetime::stop_jobs(&engine, STOP_JOBS).await;
+            // Under the name: who listens to the name hears nothing after it is released.
+            let told = tokio::time::timeout(LAST_WORDS, publisher.last_words()).await;
+            if told.is_err() {
+                tracing::warn!("clients may not have heard of the end of a job");
+            }
+        }
+        connection.release_name(osteward_dbus::BUS_NAME).await?;
+        if stop {
             break;
         }
         // The bus has queued everything that was meant for the name before the release
         // was answered; give it the time to become a job.
         tokio::time::sleep(LAST_CALLS).await;
-        if !lifetime::has_jobs(&engine) {
+        if !engine.is_needed() {
             tracing::info!("nothing to do, exiting; the next call starts the daemon again");
             break;
         }

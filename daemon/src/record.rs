@@ -107,6 +107,16 @@ impl Quarantine {
         self.replace(digests).map(|()| true)
     }
 
+    /// Takes a digest off the list, and what the same rollback put there with it.
+    pub fn lift_rollback(&mut self, digest: &str) -> Result<(), Error> {
+        let Some(reason) = self.digests.get(digest).cloned() else {
+            return Ok(());
+        };
+        let mut digests = self.digests.clone();
+        digests.retain(|_, other| *other != reason);
+        self.replace(digests)
+    }
+
     fn replace(&mut self, digests: BTreeMap<String, Reason>) -> Result<(), Error> {
         let file = File {
             schema: SCHEMA,
@@ -177,6 +187,22 @@ mod tests {
                 .reason("sha256:a"),
             None
         );
+    }
+
+    #[test]
+    fn a_rollback_is_lifted_as_a_whole_and_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut list = Quarantine::load(directory.path()).unwrap();
+        let earlier = Reason {
+            since: 6,
+            ..reason()
+        };
+        list.add("sha256:old", earlier).unwrap();
+        list.add("sha256:booted", reason()).unwrap();
+        list.add("sha256:staged", reason()).unwrap();
+        list.lift_rollback("sha256:unknown").unwrap();
+        list.lift_rollback("sha256:booted").unwrap();
+        assert_eq!(list.digests(), HashSet::from(["sha256:old".to_owned()]));
     }
 
     #[test]

@@ -2,9 +2,13 @@
 //!
 //! Owns the log's destination (journal fields under systemd, readable lines on a
 //! terminal) and `sd_notify(3)` messages. Invariant: a report that cannot be delivered
-//! never stops the work.
+//! never stops the work, and no thread waits for systemd to read.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tracing_subscriber::EnvFilter;
@@ -30,11 +34,38 @@ pub fn start_log() {
     }
 }
 
-/// Tells systemd, if it listens.
-pub fn notify(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
+/// How long a message waits for room in the queue of a systemd that is busy.
+const ROOM: Duration = Duration::from_secs(5);
+
+/// Tells systemd, if it listens. The crate's own function would block: the queue of a
+/// datagram socket is short, and systemd does not read it while it reloads.
+pub async fn notify(states: &[NotifyState<'_>]) {
+    let text: String = states.iter().map(|state| format!("{state}\n")).collect();
+    let sent = async {
+        match listener()? {
+            Some(socket) => socket.send(text.as_bytes()).await.map(drop),
+            None => Ok(()),
+        }
+    };
+    let sent = tokio::time::timeout(ROOM, sent).await;
+    if let Err(error) = sent.map_err(io::Error::from).flatten() {
         tracing::debug!(%error, "systemd was not told");
     }
+}
+
+/// A socket towards `$NOTIFY_SOCKET` (sd_notify(3)), which is a path or an abstract name.
+fn listener() -> io::Result<Option<tokio::net::UnixDatagram>> {
+    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else {
+        return Ok(None);
+    };
+    let address = match name.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(&name)?,
+    };
+    let socket = UnixDatagram::unbound()?;
+    socket.connect_addr(&address)?;
+    socket.set_nonblocking(true)?;
+    tokio::net::UnixDatagram::from_std(socket).map(Some)
 }
 
 /// Mirrors what the daemon is doing in `systemctl status`.
@@ -42,7 +73,7 @@ pub async fn follow(engine: Engine) {
     let mut status = engine.watch();
     let mut told = String::new();
     loop {
-        let job = {
+        let mut job = {
             let status = status.borrow_and_update();
             let running = status
                 .jobs
@@ -50,16 +81,18 @@ pub async fn follow(engine: Engine) {
                 .find(|(_, view)| !view.borrow().state.is_final());
             running.map(|(_, view)| view.clone())
         };
-        let line = match &job {
+        let line = match &mut job {
             None => "idle".to_owned(),
             Some(view) => {
-                let view = view.borrow();
+                // Marks it as seen: a clone is as far behind as what it was made from, and
+                // would report the same change for ever.
+                let view = view.borrow_and_update();
                 let phase = view.reading.phase.map_or("starting", |phase| phase.name());
                 format!("{}: {phase}", view.kind)
             }
         };
         if line != told {
-            notify(&[NotifyState::Status(&line)]);
+            notify(&[NotifyState::Status(&line)]).await;
             told = line;
         }
         let job_changed = async {

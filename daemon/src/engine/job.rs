@@ -156,14 +156,17 @@ impl JobView {
 pub(super) async fn publish(progress: Progress, view: watch::Sender<JobView>) {
     let mut ticks = tokio::time::interval(PUBLISH_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut rate = Rate::new();
+    let mut rate = Rate::default();
     loop {
         ticks.tick().await;
         let Some(reading) = progress.take_changed() else {
             continue;
         };
         let rate = rate.update(Instant::now(), reading.bytes_done);
-        view.send_modify(|view| {
+        view.send_if_modified(|view| {
+            if view.state.is_final() {
+                return false;
+            }
             // A job that is being cancelled must not look cancellable again.
             let cancellable = reading.cancellable && view.state == RunState::Running;
             view.reading = Reading {
@@ -172,6 +175,7 @@ pub(super) async fn publish(progress: Progress, view: watch::Sender<JobView>) {
             };
             view.rate = rate;
             view.sequence += 1;
+            true
         });
     }
 }

@@ -48,8 +48,10 @@ pub(super) struct Task {
     commands: mpsc::Sender<Command>,
     looking: bool,
     look_again: bool,
-    /// Jobs whose result waits for the look that shows what they changed.
-    ending: Vec<(JobId, Result<Outcome, Error>)>,
+    /// How many looks began.
+    looks: u64,
+    /// Jobs whose result waits for the look of that number, which shows what they changed.
+    ending: Vec<(u64, JobId, Result<Outcome, Error>)>,
 }
 
 impl Task {
@@ -72,6 +74,7 @@ impl Task {
             commands,
             looking: false,
             look_again: false,
+            looks: 0,
             ending: Vec::new(),
             parts,
         }
@@ -98,7 +101,7 @@ impl Task {
                     None => {}
                 },
                 change = changes.recv(), if watching => match change {
-                    Some(()) => self.look(),
+                    Some(()) => drop(self.look()),
                     None => watching = false,
                 },
                 Ok(()) = found.changed() => self.publish(),
@@ -125,18 +128,21 @@ impl Task {
         }
     }
 
-    /// Starts a look at the sysroot; while one is under way, another follows it.
-    fn look(&mut self) {
+    /// Starts a look at the sysroot; while one is under way, another follows it. Returns
+    /// the number of the look that shows everything up to now.
+    fn look(&mut self) -> u64 {
         if std::mem::replace(&mut self.looking, true) {
             self.look_again = true;
-            return;
+            return self.looks + 1;
         }
+        self.looks += 1;
         let (sysroot, commands) = (self.parts.sysroot.clone(), self.commands.clone());
         tokio::spawn(async move {
             let result = sysroot.snapshot().await;
             // The engine being gone means the process is ending.
             let _ = commands.send(Command::Looked(result)).await;
         });
+        self.looks
     }
 
     fn took_a_look(&mut self, result: Result<Snapshot, sysroot::Error>) {
@@ -145,14 +151,16 @@ impl Task {
             tracing::warn!(%error, "the sysroot cannot be read");
         }
         self.looked = Some(result.map(Arc::new));
+        let done = self.looks;
         if std::mem::take(&mut self.look_again) {
-            // What a finished job changed may only be in the next look.
             self.look();
-            self.publish();
-            return;
         }
         self.publish();
-        for (job, result) in std::mem::take(&mut self.ending) {
+        // Jobs that ended while it was under way wait for the next one.
+        let ending = std::mem::take(&mut self.ending).into_iter();
+        let (shown, waiting): (Vec<_>, Vec<_>) = ending.partition(|(look, ..)| *look <= done);
+        self.ending = waiting;
+        for (_, job, result) in shown {
             self.finish(job, result);
         }
     }
@@ -182,15 +190,29 @@ impl Task {
         {
             return Err(Error::Config(error.clone()));
         }
-        self.admit(&request)?;
-        if let Request::Check { .. } = request
-            && let Some((id, _)) = self.jobs.iter().find(|(_, job)| {
-                job.ended.is_none() && matches!(job.request, Request::Check { .. })
-            })
-        {
-            return Ok(*id);
+        if let Some(id) = self.same(&request) {
+            return Ok(id);
+        }
+        if let Err(error) = self.admit(&request) {
+            // Whatever kept the sysroot from being read may be over; the next call will see.
+            if matches!(self.looked, Some(Err(_))) {
+                self.look();
+            }
+            return Err(error);
         }
         Ok(self.start(request, &caller))
+    }
+
+    /// The running job that does what is asked for: any check, or the very same request.
+    /// One that somebody cancelled is none.
+    fn same(&self, request: &Request) -> Option<JobId> {
+        let is_same = |job: &Running| match request {
+            Request::Check { .. } => matches!(job.request, Request::Check { .. }),
+            other => job.request == *other,
+        };
+        let mut jobs = self.jobs.iter();
+        jobs.find(|(_, job)| job.ended.is_none() && !job.cancel.is_cancelled() && is_same(job))
+            .map(|(id, _)| *id)
     }
 
     fn admit(&self, request: &Request) -> Result<(), Error> {
@@ -300,25 +322,25 @@ impl Task {
             return;
         };
         if let Request::Check { .. } | Request::Download(_) | Request::Upgrade(_) = job.request {
-            self.remember_check(&result);
+            let is_check = job.request.is_read();
+            self.remember_check(is_check, &result);
         }
-        self.ending.push((id, result));
-        self.look();
+        let look = self.look();
+        self.ending.push((look, id, result));
     }
 
-    fn remember_check(&mut self, result: &Result<Outcome, Error>) {
+    fn remember_check(&mut self, is_check: bool, result: &Result<Outcome, Error>) {
         let error = match result {
-            Ok(_) => None,
-            // These say nothing about whether the registry could be asked.
-            Err(Error::Cancelled | Error::NoUpdate(_) | Error::StagedPending(_)) => None,
-            Err(error) => {
+            Err(error) if error.is_cancelled() => return,
+            Err(error) if is_check || error.is_about_finding() => {
                 let error = error.to_bus();
                 Some((error.name().to_owned(), error.message()))
             }
+            // The host's own trouble may have come before the registry was asked.
+            Err(Error::Sysroot(_) | Error::NotBooted | Error::NotSupported(_)) => return,
+            // What came after the image was found says nothing about the registry.
+            Ok(_) | Err(_) => None,
         };
-        if matches!(result, Err(Error::Cancelled)) {
-            return;
-        }
         let digest = self
             .found
             .borrow()

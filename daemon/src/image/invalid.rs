@@ -77,11 +77,14 @@ pub enum LayoutError {
     MultipleEntries(Digest),
     /// A container image, but not of a bootable host.
     #[error(
-        "the image is not bootable: it has neither the label containers.bootc nor ostree.bootable"
+        "the image is not bootable: it has neither the label containers.bootc nor ostree.bootable; \
+         choose one that is made for bootc or ostree hosts"
     )]
     NotBootable,
     /// For another machine.
-    #[error("the image is for {image:?} machines, this one is {host:?}")]
+    #[error(
+        "the image is for {image:?} machines, this one is {host:?}; choose one that is made for it"
+    )]
     Architecture {
         /// What the configuration says.
         image: String,

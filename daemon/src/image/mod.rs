@@ -51,7 +51,7 @@ pub enum Error {
         reason: String,
     },
     /// No connection, or one that broke or stalled, or a registry that is overloaded. Worth another try.
-    #[error("{host} cannot be reached: {reason}")]
+    #[error("{host} cannot be reached: {reason}; check the network and try again")]
     Unreachable {
         /// The registry.
         host: String,
@@ -59,13 +59,15 @@ pub enum Error {
         reason: String,
     },
     /// There is no image, or no blob, of this name.
-    #[error("{what} does not exist")]
+    #[error("{what} does not exist; check the name")]
     NotFound {
         /// Its name.
         what: String,
     },
     /// The image of this digest was there once, or never.
-    #[error("{image} has no manifest {digest} (any more)")]
+    #[error(
+        "{image} has no manifest {digest} (any more); ask for another digest, or for none at all"
+    )]
     DigestGone {
         /// Where it was looked for.
         image: String,

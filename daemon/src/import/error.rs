@@ -43,7 +43,10 @@ pub enum Error {
         found: String,
     },
     /// The file system of the repository is full, or would fall below the reserve of the repository.
-    #[error("not enough space in {where_}: {need} bytes needed, {have} available")]
+    #[error(
+        "not enough space in {where_}: {need} bytes needed, {have} available; free some, with \
+         `osteward discard` for one, and try again"
+    )]
     NoSpace {
         /// Bytes that are still to be written, at least.
         need: u64,

@@ -42,6 +42,9 @@ pub(crate) fn merge(
     let base = base_commit(repo, image)?;
     let layers = plain_layers(repo, image)?;
     let mut root = compose(repo, base.as_deref(), &layers, cancellable)?;
+    if base.is_none() {
+        add_var(&mut transaction, &mut root)?;
+    }
     observer.merging(MergeStep::Label);
     if let Some(mut labeller) = Labeller::load(&mut transaction, &root)? {
         labeller.label_tree(&mut transaction, &mut root)?;
@@ -55,6 +58,17 @@ pub(crate) fn merge(
     observer.merging(MergeStep::Commit);
     transaction.commit()?;
     Ok(commit)
+}
+
+/// A host cannot boot without `/var` to mount the stateroot's on. With libostree before
+/// 2024.3 the content of `/var` goes to the factory directory and nothing else makes it; an
+/// ostree base brings its own.
+fn add_var(transaction: &mut Transaction<'_>, root: &mut Dir) -> Result<(), Error> {
+    if !root.dirs.contains_key("var") && !root.files.contains_key("var") {
+        let meta = transaction.dirmeta(&Attributes::default_directory())?;
+        root.dirs.insert("var".into(), Dir::new(meta));
+    }
+    Ok(())
 }
 
 /// Keeps the layers of a half-fetched image from other tools' clean-up: they look for

@@ -258,33 +258,37 @@ async fn run(request: &ImportRequest, stop: &Stop) -> Result<Imported, Error> {
         }
         Start::Missing(survey) => survey,
     };
-    let missing = survey.plan.missing.clone();
-    let layers = u32::try_from(missing.len()).unwrap_or(u32::MAX);
-    let size = survey.plan.download_size();
-    request
-        .observer
-        .total(layers, size, survey.plan.cached_size());
-    if missing.is_empty() {
-        request.observer.downloaded();
+    let lanes = lanes(request, stop, &survey.plan);
+    fetch_layers(request, &lanes, &survey.plan.missing).await?;
+    let commit = merge(request, stop).await?;
+    Ok(Imported {
+        commit,
+        bytes_fetched: lanes.fetched.load(Ordering::Relaxed),
+        layers_written: count(&survey.plan.missing),
+    })
+}
+
+fn count(layers: &[Layer]) -> u32 {
+    u32::try_from(layers.len()).unwrap_or(u32::MAX)
+}
+
+/// What the lanes share; tells the observer what they are going to do.
+fn lanes(request: &ImportRequest, stop: &Stop, plan: &Plan) -> Arc<Lanes> {
+    let (observer, size) = (request.observer.clone(), plan.download_size());
+    observer.total(count(&plan.missing), size, plan.cached_size());
+    if plan.missing.is_empty() {
+        observer.downloaded();
     }
-    let lanes = Arc::new(Lanes {
+    Arc::new(Lanes {
         repo_path: request.repo_path.clone(),
         fetch: request.fetch.clone(),
-        observer: request.observer.clone(),
+        observer,
         stop: stop.token.clone(),
         cancellable: stop.cancellable.clone(),
         runtime: Handle::current(),
-        to_fetch: AtomicUsize::new(missing.len()),
+        to_fetch: AtomicUsize::new(plan.missing.len()),
         to_write: AtomicU64::new(size),
         fetched: AtomicU64::new(0),
-    });
-    fetch_layers(request, &lanes, missing).await?;
-    let commit = merge(request, stop).await?;
-    let bytes_fetched = lanes.fetched.load(Ordering::Relaxed);
-    Ok(Imported {
-        commit,
-        bytes_fetched,
-        layers_written: layers,
     })
 }
 
@@ -293,7 +297,7 @@ async fn run(request: &ImportRequest, stop: &Stop) -> Result<Imported, Error> {
 async fn fetch_layers(
     request: &ImportRequest,
     lanes: &Arc<Lanes>,
-    missing: Vec<Layer>,
+    missing: &[Layer],
 ) -> Result<(), Error> {
     let mut rules = PathRules::current(true);
     for kind in [LayerKind::ObjectChunk, LayerKind::Commit, LayerKind::Plain] {

@@ -7,7 +7,9 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ostree::prelude::*;
@@ -246,9 +248,7 @@ impl Payload {
                 Ok(id)
             }
             Self::Spooled(spool) => {
-                let stream = gio::File::for_path(&spool.path)
-                    .read(Some(cancellable))
-                    .during("reading a spooled file")?;
+                let stream = spool.open(cancellable).during("reading a spooled file")?;
                 repo.write_content_trusted(
                     &hex(&spool.id),
                     &stream,
@@ -262,34 +262,18 @@ impl Payload {
     }
 }
 
-/// A named file in the repository's `tmp`, removed when dropped.
-///
-/// It has a name because libostree copies inside the kernel from a file that it opened
-/// itself. After `kill -9` libostree's own clean-up of `tmp` removes it.
+/// A file in the repository's `tmp` that has lost its name already, so that nothing of it is
+/// left however the process ends.
 #[derive(Debug)]
 pub(crate) struct Spool {
-    path: PathBuf,
+    file: File,
     id: Id,
     length: u64,
 }
 
 impl Spool {
     fn fill(header: &[u8], length: u64, content: &mut impl Read, tmp: &Path) -> io::Result<Self> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("osteward-spool-{}-{number}", std::process::id());
-        let mut spool = Self {
-            path: tmp.join(name),
-            id: [0; 32],
-            length: header.len() as u64,
-        };
-        // What a killed process with our number left behind is not ours to keep.
-        if let Err(error) = fs::remove_file(&spool.path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            return Err(error);
-        }
-        let mut file = create_private(&spool.path)?;
+        let mut file = create_nameless(tmp)?;
         let mut hasher = Sha256::new();
         hasher.update(header);
         file.write_all(header)?;
@@ -307,30 +291,35 @@ impl Spool {
             file.write_all(&buffer[..count])?;
             rest -= count as u64;
         }
-        spool.id = hasher.finalize().into();
-        spool.length += length;
-        Ok(spool)
+        let (id, length) = (hasher.finalize().into(), header.len() as u64 + length);
+        Ok(Self { file, id, length })
     }
-}
 
-impl Drop for Spool {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(%error, "a spooled file could not be removed");
-        }
+    /// The content from its first byte, as a file that libostree can copy inside the kernel.
+    fn open(&self, cancellable: &gio::Cancellable) -> Result<gio::FileInputStream, glib::Error> {
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        gio::File::for_path(path).read(Some(cancellable))
     }
 }
 
 /// Nobody else may look into a file whose real mode is not known to be public.
-fn create_private(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    File::options()
+fn create_nameless(tmp: &Path) -> io::Result<File> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let path = tmp.join(format!("osteward-spool-{}-{number}", std::process::id()));
+    // What a killed process with our number left behind is not ours to keep.
+    if let Err(error) = fs::remove_file(&path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(error);
+    }
+    let file = File::options()
         .write(true)
         .create_new(true)
         .mode(0o600)
-        .open(path)
+        .open(&path)?;
+    fs::remove_file(&path)?;
+    Ok(file)
 }
 
 /// Writes a metadata object unless the repository has it.

@@ -52,8 +52,12 @@ pub(crate) enum BadPath {
     TooLong(String),
 }
 
-/// Longest path that Linux takes; it also bounds how deep a tree can be.
+/// Longest path that Linux takes.
 const PATH_MAX: usize = 4096;
+/// Longest name that the file systems of Linux take.
+const NAME_MAX: usize = 255;
+/// Most directories inside each other: trees are walked by recursion, here and in libostree.
+pub(crate) const DEPTH_MAX: usize = 256;
 
 /// The text of a path or link target.
 pub(crate) fn text(bytes: &[u8]) -> Result<&str, BadPath> {
@@ -78,6 +82,9 @@ fn components(path: &str) -> Result<Vec<&str>, BadPath> {
         .collect();
     if parts.contains(&"..") {
         return Err(BadPath::Outside(path.to_owned()));
+    }
+    if parts.len() > DEPTH_MAX || parts.iter().any(|part| part.len() > NAME_MAX) {
+        return Err(BadPath::TooLong(path.chars().take(64).collect()));
     }
     Ok(parts)
 }
@@ -173,6 +180,10 @@ mod tests {
         assert!(matches!(text(b"a\xff"), Err(BadPath::NotUtf8(_))));
         assert!(matches!(text(b"a\0b"), Err(BadPath::Zero(_))));
         assert!(matches!(text(&[b'a'; 5000]), Err(BadPath::TooLong(_))));
+        for path in ["a/".repeat(DEPTH_MAX + 1), "n".repeat(NAME_MAX + 1)] {
+            assert!(matches!(place(&path, ALL), Err(BadPath::TooLong(_))));
+        }
+        assert!(place(&"n".repeat(NAME_MAX), ALL).is_ok());
         assert_eq!(at("usr/a..b/...", ALL), "/usr/a..b/...");
     }
 }

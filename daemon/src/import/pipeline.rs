@@ -185,22 +185,42 @@ fn import_layer(
         return Err(Error::Cancelled);
     }
     lanes.observer.layer_started(layer);
-    let feed = Feed::open(
-        &lanes.runtime,
-        &lanes.fetch,
-        layer,
-        &lanes.observer,
-        &lanes.stop,
-    );
+    let (content, ids) = read_layer(lanes, rules, transaction, layer)?;
+    if lanes.to_fetch.fetch_sub(1, Ordering::AcqRel) == 1 {
+        lanes.observer.downloaded();
+    }
+    lanes.fetched.fetch_add(layer.size, Ordering::Relaxed);
+    match content {
+        Content::Files(tree) => write_files(transaction, layer, &tree, &ids),
+        Content::Objects(set) => write_objects(transaction, layer, &set, &ids),
+    }
+}
+
+/// Reads the layer to its end, its objects into the repository, and compares the digests.
+fn read_layer(
+    lanes: &Lanes,
+    rules: PathRules,
+    transaction: &mut Transaction<'_>,
+    layer: &Layer,
+) -> Result<(Content, Vec<Id>), Error> {
+    let Lanes {
+        runtime,
+        fetch,
+        observer,
+        stop,
+        cancellable,
+        ..
+    } = lanes;
+    let feed = Feed::open(runtime, fetch, layer, observer, stop);
     let stream = TarStream::new(feed, layer.compression)?;
     let budget = stream.budget();
     let mut archive = tar::Archive::new(stream);
     let repo = transaction.repo();
     let (content, ids) = std::thread::scope(|scope| {
-        let mut pool = WritePool::start(scope, repo, tmp_dir(repo), &lanes.cancellable);
+        let mut pool = WritePool::start(scope, repo, tmp_dir(repo), cancellable);
         let content = match layer.kind {
             LayerKind::Plain => {
-                tar_layer::read(&mut archive, &budget, rules, &mut pool, &lanes.cancellable)
+                tar_layer::read(&mut archive, &budget, rules, &mut pool, cancellable)
                     .map(Content::Files)
             }
             LayerKind::ObjectChunk | LayerKind::Commit => {
@@ -211,26 +231,27 @@ fn import_layer(
         };
         (content, pool.finish())
     });
-    let mut stream = archive.into_inner();
     // The writers' reason first: the parser only learns that they stopped.
     let ids = ids?;
-    let content = match content {
-        Ok(content) => content,
-        Err(error) => {
-            return Err(stream
-                .take_failure()
-                .unwrap_or_else(|| explain(error, layer)));
-        }
-    };
-    stream.finish(layer)?;
-    if lanes.to_fetch.fetch_sub(1, Ordering::AcqRel) == 1 {
-        lanes.observer.downloaded();
-    }
-    lanes.fetched.fetch_add(layer.size, Ordering::Relaxed);
+    let stream = archive.into_inner();
     match content {
-        Content::Files(tree) => write_files(transaction, layer, &tree, &ids),
-        Content::Objects(set) => write_objects(transaction, layer, &set, &ids),
+        Ok(content) => stream.finish(layer).map(|()| (content, ids)),
+        Err(error) => Err(blame(error, stream, layer)),
     }
+}
+
+/// What a reader's error really was: the source, a damaged blob, or the layer itself.
+fn blame(error: ReadError, mut stream: TarStream, layer: &Layer) -> Error {
+    if let Some(failure) = stream.take_failure() {
+        return failure;
+    }
+    // A blob that cannot be unpacked may not be the one that was asked for.
+    if let ReadError::Io(_) = error
+        && let Err(damage) = stream.finish_blob()
+    {
+        return damage;
+    }
+    explain(error, layer)
 }
 
 fn explain(error: ReadError, layer: &Layer) -> Error {

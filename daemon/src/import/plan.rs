@@ -27,13 +27,19 @@ pub struct Plan {
 impl Plan {
     /// Bytes to fetch.
     pub fn download_size(&self) -> u64 {
-        self.missing.iter().map(|layer| layer.size).sum()
+        total(&self.missing)
     }
 
     /// Bytes that need not be fetched.
     pub fn cached_size(&self) -> u64 {
-        self.present.iter().map(|layer| layer.size).sum()
+        total(&self.present)
     }
+}
+
+/// The sizes are the manifest's, and so anything.
+fn total(layers: &[Layer]) -> u64 {
+    let sizes = layers.iter().map(|layer| layer.size);
+    sizes.fold(0, u64::saturating_add)
 }
 
 /// Compares an image with the repository. Writes nothing, but removes the mark "partial" of a

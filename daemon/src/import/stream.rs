@@ -127,6 +127,14 @@ impl TarStream {
         self.decoder.feed().take_failure()
     }
 
+    /// Reads the rest of the blob, whatever it means, and compares its digest.
+    ///
+    /// # Errors
+    /// [`Error::DigestMismatch`], and whatever the source failed with.
+    pub(crate) fn finish_blob(self) -> Result<(), Error> {
+        self.decoder.into_feed().finish()
+    }
+
     /// Reads to the real end and compares both digests.
     ///
     /// # Errors
@@ -136,10 +144,14 @@ impl TarStream {
         self.budget.content();
         let rest = io::copy(&mut self, &mut io::sink());
         if let Err(error) = rest {
-            return Err(self.take_failure().unwrap_or_else(|| Error::Layer {
+            if let Some(failure) = self.take_failure() {
+                return Err(failure);
+            }
+            self.finish_blob()?;
+            return Err(Error::Layer {
                 digest: layer.digest.clone(),
                 reason: format!("its end cannot be read: {error}"),
-            }));
+            });
         }
         let hasher = self.hasher;
         // The blob first: a damaged transfer is a better explanation than a lying image.

@@ -132,27 +132,37 @@ impl Reader<'_, '_> {
                 return self.repository_link(&path, &target);
             }
         }
-        let Some(place) = self.place(&path)? else {
-            return Ok(());
-        };
+        match self.place(&path)? {
+            Some(place) => self.put(entry, kind, &path, &place),
+            None => Ok(()),
+        }
+    }
+
+    fn put<R: Read>(
+        &mut self,
+        entry: &mut tar::Entry<'_, R>,
+        kind: EntryType,
+        path: &str,
+        place: &Path,
+    ) -> Result<(), ReadError> {
         match kind {
             EntryType::Directory => {
                 let attributes = attributes(entry, S_IFDIR)?;
-                Ok(self.tree.dir(&place, attributes)?)
+                Ok(self.tree.dir(place, attributes)?)
             }
             EntryType::Symlink => {
-                let slot = self.symlink(entry, &path)?;
-                Ok(self.tree.file(&place, slot)?)
+                let slot = self.symlink(entry, path)?;
+                Ok(self.tree.file(place, slot)?)
             }
             EntryType::Link => {
-                let target = link_target(entry, &path)?;
-                self.hard_link(&place, &path, &target)
+                let target = link_target(entry, path)?;
+                self.hard_link(place, path, &target)
             }
             _ if is_regular(kind) => {
                 let slot = self.regular(entry)?;
-                Ok(self.tree.file(&place, slot)?)
+                Ok(self.tree.file(place, slot)?)
             }
-            other => Err(unsupported(&path, other)),
+            other => Err(unsupported(path, other)),
         }
     }
 

@@ -632,14 +632,17 @@ async fn a_device_beneath_dev_is_dropped_not_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn damaged_blobs_are_refused() {
-    for damage in ["flip", "short", "long", "other"] {
-        let mut test = TestImage::default().layer(
-            Compression::Plain,
-            Tar::new().file("usr/a", &"a".repeat(4000)),
-        );
+    for damage in ["flip", "short", "long", "other", "gzip"] {
+        let compression = match damage {
+            "gzip" => Compression::Gzip,
+            _ => Compression::Plain,
+        };
+        let mut test =
+            TestImage::default().layer(compression, Tar::new().file("usr/a", &"a".repeat(4000)));
         for blob in test.blobs.values_mut() {
             match damage {
                 "flip" => blob[1000] ^= 1,
+                "gzip" => blob[20] ^= 255,
                 "short" => blob.truncate(blob.len() - 512),
                 "long" => blob.extend([0; 512]),
                 _ => *blob = Tar::new().file("usr/b", &"b".repeat(4000)).bytes(),
@@ -956,4 +959,84 @@ async fn a_damaged_object_fails_the_base() {
     assert_eq!(host.refs(), [guard_ref()]);
     assert!(host.repo().load_commit(&base).is_err());
     host.fsck();
+}
+
+/// The security labels of a file and of the directory that holds it.
+fn label(host: &Host, tree: &Dir, path: &[&str], name: &str) -> (Option<String>, String) {
+    let repo = host.repo();
+    let dir = tree.dir(path).unwrap();
+    let find = |xattrs: glib::Variant| {
+        super::objects::xattrs_from_variant(&xattrs)
+            .into_iter()
+            .find(|(name, _)| name == b"security.selinux\0")
+            .map(|(_, value)| String::from_utf8(value).unwrap())
+    };
+    let file = repo
+        .query_file(&hex(&dir.files[name]), gio::Cancellable::NONE)
+        .unwrap()
+        .1;
+    let dir = repo
+        .load_variant(ObjectType::DirMeta, &hex(&dir.meta))
+        .unwrap();
+    (find(file), find(dir.child_value(3)).unwrap_or_default())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_policy_of_the_image_labels_the_tree_and_its_layers() {
+    let contexts = "/.* system_u:object_r:default_t:s0\n\
+                    /usr/bin(/.*)? system_u:object_r:bin_t:s0\n\
+                    /usr/share/plain -- <<none>>\n";
+    let policy = Tar::new()
+        .file(
+            "etc/selinux/config",
+            "SELINUX=enforcing\nSELINUXTYPE=tiny\n",
+        )
+        .file("etc/selinux/tiny/contexts/files/file_contexts", contexts)
+        .file("etc/selinux/tiny/policy/policy.33", "not read")
+        .file("usr/share/plain", "plain")
+        .file("usr/bin/large", &"x".repeat(3_000_000));
+    let test = TestImage::default()
+        .layer(
+            Compression::Gzip,
+            Tar::new()
+                .file("usr/bin/a", "same")
+                .file("usr/lib/a", "same"),
+        )
+        .layer(Compression::Gzip, policy)
+        .layer(
+            Compression::Gzip,
+            Tar::new().file("usr/bin/b", "b").symlink("usr/bin/l", "b"),
+        );
+    let mut host = Host::new();
+    let imported = host.import(&test).await.unwrap();
+    let tree = host.tree(&imported.commit);
+    let bin = "system_u:object_r:bin_t:s0\0";
+    let default = "system_u:object_r:default_t:s0\0";
+    for (path, name, file, dir) in [
+        ("bin", "a", Some(bin), bin),
+        ("bin", "large", Some(bin), bin),
+        ("bin", "l", Some(bin), bin),
+        ("lib", "a", Some(default), default),
+        ("share", "plain", None, default),
+    ] {
+        let found = label(&host, &tree, &["usr", path], name);
+        assert_eq!(
+            found,
+            (file.map(str::to_owned), dir.to_owned()),
+            "{path}/{name}"
+        );
+    }
+    for layer in &test.image().layers {
+        let commit = resolve(&host.repo(), &blob_ref(&layer.digest))
+            .unwrap()
+            .unwrap();
+        let layer = host.tree(&commit);
+        for (name, id) in &layer.dirs["usr"].dirs["bin"].files {
+            assert_eq!(tree.dirs["usr"].dirs["bin"].files[name], *id, "{name}");
+        }
+    }
+    host.fsck();
+    // Labels that are right already cost nothing.
+    let again = host.import(&test.label("x", "y")).await.unwrap();
+    assert_eq!(host.tree(&again.commit), tree);
 }

@@ -12,6 +12,7 @@ use ostree::{ObjectType, TransactionGuard, gio, glib};
 
 use super::error::{During, Error};
 use super::objects::{Attributes, Id, dirmeta, dirtree, hex, parse_hex, write_metadata};
+use super::path::DEPTH_MAX;
 use super::tree::Dir;
 
 /// An open transaction; dropped without [`Transaction::commit`] it is aborted.
@@ -230,10 +231,15 @@ pub(crate) fn tmp_dir(repo: &ostree::Repo) -> PathBuf {
 pub(crate) fn load_tree(repo: &ostree::Repo, commit: &str) -> Result<Dir, Error> {
     let (variant, _) = repo.load_commit(commit).during("loading a commit")?;
     let (tree, meta) = (id_at(&variant, 6)?, id_at(&variant, 7)?);
-    load_dir(repo, &tree, meta)
+    load_dir(repo, &tree, meta, 0)
 }
 
-fn load_dir(repo: &ostree::Repo, tree: &Id, meta: Id) -> Result<Dir, Error> {
+/// The depth is bounded because an image can bring its directories as objects; paths of
+/// tars become a little longer on their way in.
+fn load_dir(repo: &ostree::Repo, tree: &Id, meta: Id, depth: usize) -> Result<Dir, Error> {
+    if depth > DEPTH_MAX + 8 {
+        return Err(corrupt());
+    }
     let variant = repo
         .load_variant(ObjectType::DirTree, &hex(tree))
         .during("loading a directory")?;
@@ -248,7 +254,7 @@ fn load_dir(repo: &ostree::Repo, tree: &Id, meta: Id) -> Result<Dir, Error> {
         let child = dirs.child_value(index);
         let (tree, meta) = (id_at(&child, 1)?, id_at(&child, 2)?);
         dir.dirs
-            .insert(name_at(&child)?, load_dir(repo, &tree, meta)?);
+            .insert(name_at(&child)?, load_dir(repo, &tree, meta, depth + 1)?);
     }
     Ok(dir)
 }
@@ -342,4 +348,33 @@ pub(crate) fn resolve(repo: &ostree::Repo, name: &str) -> Result<Option<String>,
     Ok(commit
         .filter(|commit| parse_hex(commit).is_some())
         .map(|commit| commit.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_inside_each_other_end_somewhere() {
+        let directory = tempfile::tempdir().unwrap();
+        let repo = ostree::Repo::new_for_path(directory.path());
+        repo.create(ostree::RepoMode::BareUser, gio::Cancellable::NONE)
+            .unwrap();
+        let cancellable = gio::Cancellable::new();
+        let mut transaction = Transaction::begin(&repo, &cancellable).unwrap();
+        let meta = transaction
+            .dirmeta(&Attributes::default_directory())
+            .unwrap();
+        let mut tree: Option<Id> = None;
+        for depth in 0..50 * DEPTH_MAX {
+            let below = tree.map(|tree| ("d", tree, meta));
+            let (id, variant) = dirtree(std::iter::empty(), below.into_iter());
+            write_metadata(&repo, ObjectType::DirTree, &id, &variant, &cancellable).unwrap();
+            tree = Some(id);
+            if depth == DEPTH_MAX {
+                assert!(load_dir(&repo, &id, meta, 0).is_ok());
+            }
+        }
+        assert!(load_dir(&repo, &tree.unwrap(), meta, 0).is_err());
+    }
 }

@@ -2,7 +2,8 @@
 //!
 //! Owns the checks before the reboot is asked for. logind does not ask for us (the call
 //! comes from root), so block inhibitors are read here; an inhibitor list that cannot be
-//! read counts as an objection: any doubt means "do not reboot".
+//! read counts as an objection: any doubt means "do not reboot". Other jobs that end in a
+//! reboot come through [`run`] too: another tool may have changed what boots next.
 
 use super::progress::Phase;
 use super::{Fact, Job, Outcome};
@@ -18,16 +19,16 @@ pub(super) async fn run(
     let snapshot = job.sysroot.snapshot().await?;
     let booted = snapshot.booted().ok_or(Error::NotBooted)?;
     let next = snapshot.next_boot().ok_or(Error::NotBooted)?;
+    if let Some(staged) = snapshot.staged().filter(|staged| staged.locked) {
+        return Err(Error::NoUpdate(format!(
+            "{} is staged, but its finalization is locked: a reboot would drop it",
+            staged.id
+        )));
+    }
     if next.id == booted.id {
         return Err(Error::NoUpdate(
             "nothing waits for the next boot; stage an update or roll back first".into(),
         ));
-    }
-    if next.locked {
-        return Err(Error::NoUpdate(format!(
-            "{} is staged, but its finalization is locked: a reboot would not get into it",
-            next.id
-        )));
     }
     if let Some(wanted) = digest
         && next.digest() != Some(wanted)
@@ -45,7 +46,7 @@ pub(super) async fn run(
 }
 
 /// Asks logind for the reboot unless somebody inhibits it.
-pub(super) async fn reboot(job: &Job, ignore_inhibitors: bool) -> Result<(), Error> {
+async fn reboot(job: &Job, ignore_inhibitors: bool) -> Result<(), Error> {
     job.check_cancelled()?;
     job.progress
         .enter(Phase::Rebooting, "asking logind for the reboot");
@@ -56,5 +57,6 @@ pub(super) async fn reboot(job: &Job, ignore_inhibitors: bool) -> Result<(), Err
         )));
     }
     job.progress.point_of_no_return();
+    job.check_cancelled()?;
     Ok(job.logind.reboot().await?)
 }

@@ -11,13 +11,19 @@ pub(super) async fn run(job: &Job, max_age: Option<u64>) -> Result<Outcome, Erro
         (Some(max_age), Some(last)) => now().saturating_sub(last) <= max_age,
         _ => false,
     };
-    if fresh && let Some(known) = job.found.borrow().clone() {
+    let known = job.found.borrow().clone();
+    // What a job found under another reference says nothing about the tracked one.
+    if fresh && let Some(known) = known.filter(|known| known.reference == origin.image) {
         return Ok(outcome(&snapshot, &known.image));
     }
     let found = source::resolve(job, &origin, None).await?;
     let digest = &found.image.digest;
+    let is_here = |deployment: Option<&sysroot::Deployment>| {
+        deployment.and_then(|deployment| deployment.digest()) == Some(digest)
+    };
     if let Some(tracking) = snapshot.tracking()
-        && snapshot.booted().and_then(|booted| booted.digest()) != Some(digest)
+        && !is_here(snapshot.booted())
+        && !is_here(snapshot.staged())
     {
         // It is where bootc and the next start of the daemon find it; without it the
         // answer is still right.

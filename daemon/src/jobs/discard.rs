@@ -16,7 +16,7 @@ pub(super) async fn run(job: &Job, what: &[Discardable], dry_run: bool) -> Resul
     if !dry_run && !doomed.is_empty() {
         job.check_cancelled()?;
         job.progress.say("removing deployments");
-        deployments = lock.undeploy(doomed, &job.cancel).await?;
+        deployments = lock.undeploy(doomed).await?;
     }
     job.progress.part(0.3);
     job.progress.say("removing images and objects");

@@ -266,16 +266,22 @@ impl Job {
         Ok(list.reason(digest.as_str()).cloned())
     }
 
-    /// Changes the quarantine on a thread that may wait for the disk.
+    /// Changes the quarantine on a thread that may wait for the disk. Nobody waits with it:
+    /// the engine reads the list meanwhile, and only the one job that writes changes it.
     async fn change_quarantine<T: Send + 'static>(
         &self,
         change: impl FnOnce(&mut Quarantine) -> Result<T, record::Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let list = self.quarantine.clone();
+        let shared = self.quarantine.clone();
         let write = move || {
-            let mut list = list.lock().unwrap_or_else(PoisonError::into_inner);
-            let list = list.as_mut().map_err(|error| error.clone())?;
-            change(list)
+            let list = shared
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone();
+            let mut list = list?;
+            let changed = change(&mut list);
+            *shared.lock().unwrap_or_else(PoisonError::into_inner) = Ok(list);
+            changed
         };
         let written = tokio::task::spawn_blocking(write).await;
         Ok(written.map_err(|error| Error::Internal(error.to_string()))??)

@@ -306,21 +306,13 @@ impl Observer for Progress {
 }
 
 /// Bytes a second, smoothed over the publications.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Rate {
     last: Option<(Instant, u64)>,
     smoothed: f64,
 }
 
 impl Rate {
-    /// A rate of nothing.
-    pub fn new() -> Self {
-        Self {
-            last: None,
-            smoothed: 0.0,
-        }
-    }
-
     /// The rate after `bytes` have been received at `now`.
     pub fn update(&mut self, now: Instant, bytes: u64) -> u64 {
         if let Some((before, had)) = self.last {
@@ -386,7 +378,7 @@ mod tests {
 
     #[test]
     fn the_rate_follows_the_bytes() {
-        let (mut rate, start) = (Rate::new(), Instant::now());
+        let (mut rate, start) = (Rate::default(), Instant::now());
         let mut seen = 0;
         for second in 0..10 {
             seen = rate.update(start + Duration::from_secs(second), second * 1000);

@@ -71,12 +71,13 @@ pub(super) async fn run(job: &Job, back: &Back<'_>, reboot: bool) -> Result<Outc
     let booted = snapshot.booted().ok_or(Error::NotBooted)?;
     job.progress
         .enter(Phase::Bootloader, format!("ordering {} first", target.id));
-    job.check_cancelled()?;
+    // In this order: whoever cancels after the check is told that it is too late.
     job.progress.point_of_no_return();
+    job.check_cancelled()?;
     if back.quarantine {
         remember(job, &snapshot, target).await?;
     }
-    lock.boot_next(target.id.clone(), &job.cancel).await?;
+    lock.boot_next(target.id.clone()).await?;
     drop(lock);
     let mut facts = vec![
         ("changed", Fact::Flag(true)),
@@ -90,7 +91,7 @@ pub(super) async fn run(job: &Job, back: &Back<'_>, reboot: bool) -> Result<Outc
         facts.push(("left", Fact::Text(left.to_string())));
     }
     if reboot {
-        apply::reboot(job, false).await?;
+        apply::run(job, target.digest(), false).await?;
     }
     Ok(Outcome { facts })
 }
@@ -106,13 +107,14 @@ async fn remember(job: &Job, snapshot: &Snapshot, target: &Deployment) -> Result
         .filter(|digest| *digest != to_digest)
         .collect();
     job.change_quarantine(move |list| {
+        // The same for all, so that undoing the rollback finds them.
+        let reason = Reason {
+            reason: "user-rollback".into(),
+            since: now(),
+            to_digest: to_digest.clone(),
+        };
         for digest in &left {
-            let reason = Reason {
-                reason: "user-rollback".into(),
-                since: now(),
-                to_digest: to_digest.clone(),
-            };
-            list.add(digest, reason)?;
+            list.add(digest, reason.clone())?;
         }
         list.lift(&to_digest)
     })
@@ -130,11 +132,11 @@ pub(super) async fn cancel(job: &Job) -> Result<Outcome, Error> {
         Phase::Bootloader,
         format!("ordering {} first again", booted.id),
     );
-    job.check_cancelled()?;
     job.progress.point_of_no_return();
-    lock.boot_next(booted.id.clone(), &job.cancel).await?;
+    job.check_cancelled()?;
+    lock.boot_next(booted.id.clone()).await?;
     if let Some(digest) = booted.digest().map(Digest::to_string) {
-        job.change_quarantine(move |list| list.lift(&digest))
+        job.change_quarantine(move |list| list.lift_rollback(&digest))
             .await?;
     }
     Ok(Outcome {

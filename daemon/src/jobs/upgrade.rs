@@ -11,6 +11,7 @@ use super::progress::Phase;
 use super::source::{self, Found};
 use super::{Fact, Facts, Job, Outcome, apply, direction};
 use crate::error::Error;
+use crate::image::layout::Image;
 use crate::image::reference::{Digest, OriginReference};
 use crate::import::{self, ImportRequest};
 use crate::sysroot::{ImageCleanup, Snapshot};
@@ -26,6 +27,17 @@ pub struct Pull {
     pub replace_staged: bool,
     /// Reboot when it is staged.
     pub apply: bool,
+}
+
+impl Pull {
+    /// Whether the caller asked for exactly this image, by the digest of its manifest or
+    /// of the index it was found through.
+    fn names(&self, image: &Image) -> bool {
+        let asked = self.digest.as_ref();
+        asked.is_some_and(|asked| {
+            *asked == image.digest || Some(asked) == image.index_digest.as_ref()
+        })
+    }
 }
 
 /// What follows from what was found.
@@ -65,7 +77,7 @@ fn decide(
     {
         return Ok(Decision::Nothing("the booted image is the newest"));
     }
-    if quarantined && pull.digest.as_ref() != Some(digest) {
+    if quarantined && !pull.names(&found.image) {
         return Err(Error::Quarantined(format!(
             "{digest} was left behind by a rollback and is not staged again by itself; wait for a \
              newer image, or ask for exactly this digest"
@@ -137,7 +149,7 @@ async fn pull_and_stage(
         let mut facts = facts_of(&found, false);
         facts.push(("reboot", reboot_fact(snapshot.staged().is_some())));
         if pull.apply && snapshot.staged().is_some() {
-            apply::reboot(job, false).await?;
+            apply::run(job, Some(&found.image.digest), false).await?;
         }
         return Ok(Outcome { facts });
     }
@@ -146,7 +158,7 @@ async fn pull_and_stage(
     facts.push(("fetched-bytes", Fact::Number(imported.bytes_fetched)));
     stage(job, &found, pull, imported.commit, &mut facts).await?;
     if pull.apply {
-        apply::reboot(job, false).await?;
+        apply::run(job, Some(&found.image.digest), false).await?;
     }
     Ok(Outcome { facts })
 }
@@ -220,8 +232,10 @@ async fn stage(
     job.progress.point_of_no_return();
     if pull.digest.is_some() {
         let digest = found.image.digest.to_string();
-        job.change_quarantine(move |list| list.lift(&digest))
-            .await?;
+        let lifted = job.change_quarantine(move |list| list.lift(&digest)).await;
+        if let Err(error) = lifted {
+            tracing::warn!(%error, "the image is staged, but stays on the quarantine list");
+        }
     }
     job.progress
         .enter(Phase::Cleaning, "removing what is no longer needed");

@@ -34,9 +34,7 @@ pub struct Inhibitor {
     default_path = "/org/freedesktop/login1"
 )]
 trait Manager {
-    #[expect(clippy::type_complexity, reason = "the type of the interface")]
     fn list_inhibitors(&self) -> zbus::Result<Vec<(String, String, String, String, u32, u32)>>;
-    #[expect(clippy::type_complexity, reason = "the type of the interface")]
     fn list_sessions(&self) -> zbus::Result<Vec<(String, u32, String, String, OwnedObjectPath)>>;
     fn reboot(&self, interactive: bool) -> zbus::Result<()>;
 }

@@ -48,7 +48,7 @@ impl<'a> Call<'a> {
             connection,
             header,
             label: parse::label(label)?,
-            reason: reason.unwrap_or_default(),
+            reason: parse::reason(reason)?,
         })
     }
 }
@@ -75,6 +75,7 @@ impl Host {
         actions: &[Action],
         digest: Option<Digest>,
     ) -> Result<OwnedObjectPath, Error> {
+        let _attendance = self.engine.attend();
         let image = match &request {
             Request::Switch(origin, _) => origin.image.to_string(),
             _ => self.tracked_image(),

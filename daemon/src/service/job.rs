@@ -39,6 +39,7 @@ impl Job {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), Error> {
         let NoOptions {} = options;
+        let _attendance = self.engine.attend();
         let (id, owner, kind) = {
             let view = self.view.borrow();
             (view.id, view.caller.uid, view.kind)

@@ -29,7 +29,11 @@ use crate::engine::Engine;
 use crate::observe::logind::Logind;
 
 /// Serves all objects on `connection`. The name is the caller's to request, afterwards.
-pub async fn serve(connection: &Connection, engine: Engine, logind: Logind) -> zbus::Result<()> {
+pub async fn serve(
+    connection: &Connection,
+    engine: Engine,
+    logind: Logind,
+) -> zbus::Result<Publisher> {
     let server = connection.object_server();
     let publisher = Publisher::new(connection.clone(), engine.clone());
     server.at(ROOT_PATH, zbus::fdo::ObjectManager).await?;
@@ -40,6 +44,6 @@ pub async fn serve(connection: &Connection, engine: Engine, logind: Logind) -> z
         .at(HOST_PATH, Host::new(engine, publisher.clone(), logind))
         .await?;
     publisher.sync().await;
-    tokio::spawn(publisher.run());
-    Ok(())
+    tokio::spawn(publisher.clone().run());
+    Ok(publisher)
 }

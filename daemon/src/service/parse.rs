@@ -8,6 +8,8 @@ use crate::jobs::{Discardable, Pull};
 
 /// The longest `client-label`.
 const LABEL_CHARACTERS: usize = 128;
+/// The longest `reason`: it goes to the journal, and is kept as long as the job.
+const REASON_CHARACTERS: usize = 1024;
 
 /// The option `digest`.
 pub(super) fn digest(text: Option<&str>) -> Result<Option<Digest>, Error> {
@@ -56,6 +58,17 @@ pub(super) fn label(text: Option<String>) -> Result<String, Error> {
     Ok(label)
 }
 
+/// The option `reason`.
+pub(super) fn reason(text: Option<String>) -> Result<String, Error> {
+    let reason = text.unwrap_or_default();
+    if reason.chars().count() > REASON_CHARACTERS || reason.chars().any(char::is_control) {
+        return Err(Error::InvalidArgs(format!(
+            "option `reason` must be printable and at most {REASON_CHARACTERS} characters"
+        )));
+    }
+    Ok(reason)
+}
+
 /// The argument `what` of `Discard`.
 pub(super) fn discardables(what: &[String]) -> Result<Vec<Discardable>, Error> {
     if what.is_empty() {
@@ -90,6 +103,8 @@ mod tests {
         assert!(is_invalid(apply(Some("soft-reboot"))));
         assert!(is_invalid(label(Some("x".repeat(129)))));
         assert!(is_invalid(label(Some("a\nb".into()))));
+        assert!(is_invalid(reason(Some("x".repeat(1025)))));
+        assert!(is_invalid(reason(Some("a\nOSTEWARD_UID=0".into()))));
         assert!(is_invalid(discardables(&[])));
         assert!(is_invalid(discardables(&["booted".into()])));
     }

@@ -12,6 +12,7 @@ use futures_util::future::BoxFuture;
 use osteward_dbus::types::{self, DeploymentInfo, Dict, UpdateInfo};
 use osteward_dbus::{HOST_PATH, MANAGER_PATH};
 use tokio::sync::{Mutex, watch};
+use tokio_util::task::TaskTracker;
 use zbus::names::InterfaceName;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, OwnedObjectPath, Variant};
@@ -29,6 +30,8 @@ pub struct Publisher {
     connection: Connection,
     engine: Engine,
     known: Arc<Mutex<Known>>,
+    /// One task for each job that is not over.
+    followers: TaskTracker,
 }
 
 /// What the bus has been told.
@@ -48,6 +51,7 @@ impl Publisher {
             connection,
             engine,
             known: Arc::default(),
+            followers: TaskTracker::new(),
         }
     }
 
@@ -57,6 +61,12 @@ impl Publisher {
         while status.changed().await.is_ok() {
             self.sync().await;
         }
+    }
+
+    /// Returns when the end of every job has been told, once all of them are over.
+    pub async fn last_words(&self) {
+        self.followers.close();
+        self.followers.wait().await;
     }
 
     /// Tells the bus what the engine knows now.
@@ -192,7 +202,8 @@ impl Publisher {
             Manager::job_added(&manager, path.clone().into(), &told.kind).await?;
             known.jobs.insert(*id, view.clone());
             let told = pascal(types::to_dict(&told)?);
-            tokio::spawn(self.clone().follow(path, view.clone(), told));
+            self.followers
+                .spawn(self.clone().follow(path, view.clone(), told));
         }
         Ok(())
     }
@@ -206,9 +217,12 @@ impl Publisher {
         mut told: Dict,
     ) -> BoxFuture<'static, ()> {
         Box::pin(async move {
+            let mut phase = None;
             loop {
                 let now = view.borrow_and_update().clone();
-                if now.state.is_final() {
+                // `Host.UpdateState` follows the phase of the job.
+                if now.state.is_final() || now.reading.phase != phase {
+                    phase = now.reading.phase;
                     self.sync().await;
                 }
                 if let Err(error) = self.tell_job(&path, &now, &mut told).await {

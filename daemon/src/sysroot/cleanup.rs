@@ -6,14 +6,15 @@
 //! be understood is kept; the booted, staged, pinned and rollback deployments are never
 //! candidates, because only deployments that are off the list lose their files.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use ostree::{gio, glib};
 use tokio_util::sync::CancellationToken;
 
 use super::{Error, Lock, snapshot};
 use crate::image::reference::{
-    BASEIMAGE_PREFIX, BLOB_PREFIX, Digest, IMAGE_PREFIX, OriginReference, blob_ref, image_ref,
+    BASEIMAGE_PREFIX, BLOB_PREFIX, Digest, IMAGE_PREFIX, ImageReference, OriginReference, blob_ref,
+    image_ref, unescape_ref,
 };
 
 /// Refs that any tool may use to keep an image (ours are below this too).
@@ -50,9 +51,9 @@ impl Lock {
     ) -> Result<Discarded, Error> {
         self.change(cancel, move |sysroot, cancellable| {
             let repo = sysroot.repo();
-            let doomed = doomed_refs(sysroot, &repo, which)?;
+            let doomed = doomed_refs(&repo, &Deployed::of(sysroot), which)?;
             let mut discarded = Discarded {
-                images: doomed.images.len(),
+                images: doomed.images.len() + doomed.set_back.len(),
                 layers: doomed.layers.len(),
                 bytes: 0,
             };
@@ -68,6 +69,9 @@ impl Lock {
                 .chain(&doomed.layers);
             for name in all {
                 repo.set_ref_immediate(None, name, None, Some(cancellable))?;
+            }
+            for (name, commit) in &doomed.set_back {
+                repo.set_ref_immediate(None, name, Some(commit), Some(cancellable))?;
             }
             // Without the prune that sysroot.cleanup() would do: ours counts the bytes.
             sysroot.prepare_cleanup(Some(cancellable))?;
@@ -95,7 +99,33 @@ struct Doomed {
     /// Our own baseimage refs, when downloads go too.
     downloads: Vec<String>,
     images: Vec<String>,
+    /// Refs of deployed images that point at a download, and the commit that is deployed.
+    set_back: Vec<(String, String)>,
     layers: Vec<String>,
+}
+
+/// What no clean-up may touch.
+#[derive(Debug, Default)]
+struct Deployed {
+    commits: Vec<String>,
+    /// Image ref → the commit that is deployed of it.
+    images: HashMap<String, String>,
+}
+
+impl Deployed {
+    fn of(sysroot: &ostree::Sysroot) -> Self {
+        let mut deployed = Self::default();
+        // The booted one last: of several of one image it is the one that counts.
+        let deployments = sysroot.deployments();
+        for deployment in deployments.iter().chain(&sysroot.booted_deployment()) {
+            let commit = deployment.csum().to_string();
+            if let Some(image) = origin_image_ref(deployment) {
+                deployed.images.insert(image, commit.clone());
+            }
+            deployed.commits.push(commit);
+        }
+        deployed
+    }
 }
 
 type Refs = std::collections::HashMap<String, String>;
@@ -110,14 +140,11 @@ fn refs_below(repo: &ostree::Repo, prefix: &str) -> Result<Refs, Error> {
 }
 
 fn doomed_refs(
-    sysroot: &ostree::Sysroot,
     repo: &ostree::Repo,
+    deployed: &Deployed,
     which: ImageCleanup,
 ) -> Result<Doomed, Error> {
-    let deployments = sysroot.deployments();
-    let deployed_images: HashSet<String> =
-        deployments.iter().filter_map(origin_image_ref).collect();
-    let mut roots: Vec<String> = deployments.iter().map(|d| d.csum().to_string()).collect();
+    let mut roots = deployed.commits.clone();
     let mut downloads = Vec::new();
     for (name, commit) in refs_below(repo, BASEIMAGES)? {
         if which == ImageCleanup::Downloaded && name.starts_with(BASEIMAGE_PREFIX) {
@@ -127,13 +154,13 @@ fn doomed_refs(
         }
     }
     roots.extend(refs_below(repo, "rpmostree/base")?.into_values());
-    let mut images = Vec::new();
+    let (mut images, mut set_back) = (Vec::new(), Vec::new());
     for (name, commit) in refs_below(repo, IMAGE_PREFIX)? {
-        let held = deployed_images.contains(&name) || roots.contains(&commit);
-        if held {
-            roots.push(commit)
-        } else {
-            images.push(name)
+        match (deployed.images.get(&name), which) {
+            _ if roots.contains(&commit) || !is_understood(&name) => roots.push(commit),
+            (Some(_), ImageCleanup::Unreferenced) => roots.push(commit),
+            (Some(old), ImageCleanup::Downloaded) => set_back.push((name, old.clone())),
+            (None, _) => images.push(name),
         }
     }
     let needed: HashSet<String> = roots
@@ -147,8 +174,20 @@ fn doomed_refs(
     Ok(Doomed {
         downloads,
         images,
+        set_back,
         layers,
     })
+}
+
+/// Whether the name is that of an image that osteward could have pulled; other tools know
+/// more transports, and what their images are for.
+fn is_understood(name: &str) -> bool {
+    let escaped = name
+        .strip_prefix(IMAGE_PREFIX)
+        .and_then(|name| name.strip_prefix('/'));
+    escaped
+        .and_then(|escaped| unescape_ref(escaped).ok())
+        .is_some_and(|image| image.parse::<ImageReference>().is_ok())
 }
 
 fn origin_image_ref(deployment: &ostree::Deployment) -> Option<String> {
@@ -185,4 +224,88 @@ fn layer_refs(repo: &ostree::Repo, commit: &str) -> Vec<String> {
         .filter_map(|layer| layer["digest"].as_str()?.parse::<Digest>().ok())
         .map(|digest| blob_ref(&digest))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use ostree::prelude::*;
+
+    use super::*;
+
+    const NOTHING: Option<&gio::Cancellable> = gio::Cancellable::NONE;
+
+    fn digest(of: &str) -> Digest {
+        Digest::of(of.as_bytes())
+    }
+
+    fn name(image: &str) -> String {
+        image_ref(&format!("docker://r.test/{image}").parse().unwrap())
+    }
+
+    /// A commit under `name` that carries a manifest of these layers, whose refs it makes.
+    fn commit(repo: &ostree::Repo, name: &str, layers: &[&str]) -> String {
+        let info = gio::FileInfo::new();
+        for (key, value) in [("uid", 0), ("gid", 0), ("mode", 0o040_755)] {
+            info.set_attribute_uint32(&format!("unix::{key}"), value);
+        }
+        let layers: Vec<Digest> = layers.iter().map(|layer| digest(layer)).collect();
+        let manifest: Vec<_> = layers
+            .iter()
+            .map(|layer| serde_json::json!({"digest": layer.as_str()}))
+            .collect();
+        let metadata = glib::VariantDict::new(None);
+        let manifest = serde_json::json!({ "layers": manifest }).to_string();
+        metadata.insert("ostree.manifest", manifest.as_str());
+        metadata.insert("name", name);
+        let transaction = repo.auto_transaction(NOTHING).unwrap();
+        let meta = ostree::create_directory_metadata(&info, None);
+        let meta = repo.write_metadata(ostree::ObjectType::DirMeta, None, &meta, NOTHING);
+        let tree = ostree::MutableTree::new();
+        tree.set_metadata_checksum(&meta.unwrap().to_hex());
+        let root = repo.write_mtree(&tree, NOTHING).unwrap();
+        let root = root.downcast::<ostree::RepoFile>().unwrap();
+        let commit = repo
+            .write_commit(None, None, None, Some(&metadata.end()), &root, NOTHING)
+            .unwrap();
+        repo.transaction_set_ref(None, name, Some(&commit));
+        for layer in &layers {
+            repo.transaction_set_ref(None, &blob_ref(layer), Some(&commit));
+        }
+        transaction.commit(NOTHING).unwrap();
+        commit.to_string()
+    }
+
+    #[test]
+    fn what_goes_and_what_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let repo = ostree::Repo::new_for_path(directory.path());
+        repo.create(ostree::RepoMode::BareUser, NOTHING).unwrap();
+        let booted = commit(&repo, "ostree/0/1/0", &["both", "booted"]);
+        let tracked = commit(&repo, &name("os"), &["both", "new"]);
+        let ours = format!("{BASEIMAGE_PREFIX}/0");
+        repo.set_ref_immediate(None, &ours, Some(&tracked), NOTHING)
+            .unwrap();
+        commit(&repo, &name("old"), &["old"]);
+        commit(&repo, &format!("{BASEIMAGES}/bootc/0"), &["bootc"]);
+        commit(&repo, "rpmostree/base/0", &["rpm"]);
+        let foreign = format!("{IMAGE_PREFIX}/containers-storage_3A_localhost/os");
+        commit(&repo, &foreign, &["foreign"]);
+        let deployed = Deployed {
+            commits: vec![booted.clone()],
+            images: HashMap::from([(name("os"), booted.clone())]),
+        };
+
+        let doomed = doomed_refs(&repo, &deployed, ImageCleanup::Unreferenced).unwrap();
+        assert_eq!(doomed.images, [name("old")]);
+        assert_eq!(doomed.layers, [blob_ref(&digest("old"))]);
+        assert!(doomed.downloads.is_empty() && doomed.set_back.is_empty());
+
+        let doomed = doomed_refs(&repo, &deployed, ImageCleanup::Downloaded).unwrap();
+        assert_eq!(doomed.images, [name("old")]);
+        assert_eq!(doomed.downloads, [ours]);
+        assert_eq!(doomed.set_back, [(name("os"), booted)]);
+        let layers: HashSet<_> = doomed.layers.into_iter().collect();
+        let expected = ["old", "new"].map(|layer| blob_ref(&digest(layer)));
+        assert_eq!(layers, HashSet::from(expected));
+    }
 }

@@ -4,6 +4,7 @@
 //! the sysroot lock; the booted deployment stays in every list that is written; the
 //! kernel arguments and /etc of a new deployment come from libostree's own merge.
 
+use ostree::prelude::*;
 use ostree::{gio, glib};
 use tokio_util::sync::CancellationToken;
 
@@ -38,14 +39,16 @@ impl Lock {
             let keyfile = glib::KeyFile::new();
             keyfile.set_string("origin", ORIGIN_KEY, &origin);
             let merge = sysroot.merge_deployment(Some(&stateroot));
-            let deployment = sysroot.stage_tree_with_options(
-                Some(&stateroot),
-                &commit,
-                Some(&keyfile),
-                merge.as_ref(),
-                &ostree::SysrootDeployTreeOpts::default(),
-                Some(cancellable),
-            )?;
+            let deployment = sysroot
+                .stage_tree_with_options(
+                    Some(&stateroot),
+                    &commit,
+                    Some(&keyfile),
+                    merge.as_ref(),
+                    &ostree::SysrootDeployTreeOpts::default(),
+                    Some(cancellable),
+                )
+                .or_else(|error| settle(sysroot, &commit, &origin).ok_or(error))?;
             Ok(Staged {
                 checksum: deployment.csum().to_string(),
                 serial: deployment.deployserial(),
@@ -55,9 +58,10 @@ impl Lock {
     }
 
     /// Puts the deployment `id` first in the boot order, at once. A staged deployment is
-    /// dropped (callers check first).
-    pub async fn boot_next(&self, id: String, cancel: &CancellationToken) -> Result<(), Error> {
-        self.change(cancel, move |sysroot, cancellable| {
+    /// dropped (callers check first). Cannot be cancelled: half of it would lose what is
+    /// staged and change nothing.
+    pub async fn boot_next(&self, id: String) -> Result<(), Error> {
+        self.change(&CancellationToken::new(), move |sysroot, cancellable| {
             let mut order: Vec<ostree::Deployment> = sysroot
                 .deployments()
                 .into_iter()
@@ -83,13 +87,9 @@ impl Lock {
     }
 
     /// Writes the list without the deployments that `drop` names by id; the booted one
-    /// and pinned ones always stay. Returns how many went.
-    pub async fn undeploy(
-        &self,
-        drop: Vec<String>,
-        cancel: &CancellationToken,
-    ) -> Result<usize, Error> {
-        self.change(cancel, move |sysroot, cancellable| {
+    /// and pinned ones always stay. Returns how many went. Cannot be cancelled.
+    pub async fn undeploy(&self, drop: Vec<String>) -> Result<usize, Error> {
+        self.change(&CancellationToken::new(), move |sysroot, cancellable| {
             let all = sysroot.deployments();
             let booted = sysroot.booted_deployment().ok_or(Error::NotBooted)?;
             let kept: Vec<ostree::Deployment> = all
@@ -109,6 +109,22 @@ impl Lock {
     }
 }
 
+/// What a failed or cancelled staging left behind. libostree writes down what is staged
+/// before it removes what was staged earlier; when that breaks off, the new deployment is
+/// the one that counts, and libostree's own copy of the list does not know it yet.
+fn settle(sysroot: &ostree::Sysroot, commit: &str, origin: &str) -> Option<ostree::Deployment> {
+    reload(sysroot);
+    if let Err(error) = sysroot.prepare_cleanup(gio::Cancellable::NONE) {
+        tracing::warn!(%error, "what a broken-off staging left could not be removed");
+    }
+    sysroot.staged_deployment().filter(|staged| {
+        let written = staged
+            .origin()
+            .and_then(|keys| keys.string("origin", ORIGIN_KEY).ok());
+        staged.csum() == commit && written.is_some_and(|written| written == origin)
+    })
+}
+
 fn matches(deployment: &ostree::Deployment, id: &str) -> bool {
     let checksum = deployment.csum();
     id == format!(
@@ -126,7 +142,23 @@ fn write(
 ) -> Result<(), Error> {
     let options = ostree::SysrootWriteDeploymentsOpts {
         do_postclean: false,
-        ..Default::default()
     };
-    Ok(sysroot.write_deployments_with_options(order, &options, Some(cancellable))?)
+    let written = sysroot.write_deployments_with_options(order, &options, Some(cancellable));
+    Ok(written.inspect_err(|_| reload(sysroot))?)
+}
+
+/// Reads the list from disk after a change that broke off. libostree itself looks only at
+/// the time of a directory, which such a change has not touched yet.
+fn reload(sysroot: &ostree::Sysroot) {
+    let directory = sysroot.path().path().unwrap_or_default();
+    let reloaded = std::fs::File::open(directory.join("ostree/deploy"))
+        .and_then(|directory| directory.set_modified(std::time::SystemTime::now()))
+        .map_err(|error| error.to_string())
+        .and_then(|()| {
+            let loaded = sysroot.load(gio::Cancellable::NONE);
+            loaded.map_err(|error| error.message().to_owned())
+        });
+    if let Err(error) = reloaded {
+        tracing::warn!(error, "the deployments could not be read again");
+    }
 }

@@ -52,6 +52,9 @@ pub enum Error {
     /// The file system is full.
     #[error("not enough space in the sysroot: {0}")]
     NoSpace(String),
+    /// The image is not one that libostree can make a deployment of.
+    #[error("the image cannot be deployed: {0}")]
+    Image(String),
     /// The request was cancelled.
     #[error("cancelled")]
     Cancelled,
@@ -68,8 +71,9 @@ impl From<ostree::glib::Error> for Error {
             Some(Io::Cancelled) => Error::Cancelled,
             Some(Io::NoSpace) => Error::NoSpace(text),
             Some(Io::ReadOnly) => Error::ReadOnly(text),
-            // libostree's own free-space check has no code of its own.
+            // libostree's own checks have no codes of their own.
             _ if text.contains("min-free-space") => Error::NoSpace(text),
+            _ if text.contains("Failed to find kernel in") => Error::Image(text),
             _ => Error::Ostree(text),
         }
     }
@@ -88,6 +92,8 @@ pub struct Sysroot {
 struct Owner {
     root: PathBuf,
     loaded: Option<ostree::Sysroot>,
+    /// Whether a [`Lock`] is out. It belongs to the loaded object, which must stay then.
+    locked: bool,
     symbols: Symbols,
 }
 
@@ -108,10 +114,33 @@ impl Owner {
         match sysroot.load_if_changed(gio::Cancellable::NONE) {
             Ok(_) => Ok(sysroot),
             Err(error) => {
-                self.loaded = None;
+                if !self.locked {
+                    self.loaded = None;
+                }
                 Err(self.explain(error))
             }
         }
+    }
+
+    /// Takes the sysroot lock unless somebody (we, too) holds it.
+    fn try_lock(&mut self) -> Result<bool, Error> {
+        let read_only = |error: ostree::glib::Error| Error::ReadOnly(error.message().into());
+        let sysroot = self.current()?;
+        // This makes the file systems writable before it looks at the lock.
+        if !sysroot.try_lock().map_err(read_only)? {
+            return Ok(false);
+        }
+        if sysroot.repo().is_writable().is_ok() {
+            return Ok(true);
+        }
+        // The repository was opened before that, and libostree takes no locks in one that
+        // was read-only then: a prune would not wait for other tools' transactions.
+        sysroot.unlock();
+        drop(sysroot);
+        self.loaded = None;
+        let sysroot = self.current()?;
+        sysroot.repo().is_writable().map_err(read_only)?;
+        sysroot.try_lock().map_err(read_only)
     }
 
     /// A load that fails on a host that is no ostree host is not ostree's fault.
@@ -135,6 +164,7 @@ impl Sysroot {
                 let mut owner = Owner {
                     root: owner_root,
                     loaded: None,
+                    locked: false,
                     symbols: Symbols::resolve(),
                 };
                 while let Some(call) = queue.blocking_recv() {
@@ -179,13 +209,8 @@ impl Sysroot {
     /// an import needs and which must not wait for the lock.
     pub async fn ensure_writable(&self) -> Result<(), Error> {
         self.call(|owner| {
-            let sysroot = owner.current()?;
-            // try_lock makes it writable before it looks at the lock.
-            if sysroot
-                .try_lock()
-                .map_err(|error| Error::ReadOnly(error.message().into()))?
-            {
-                sysroot.unlock();
+            if owner.try_lock()? {
+                owner.current()?.unlock();
             }
             Ok(())
         })
@@ -199,10 +224,9 @@ impl Sysroot {
         loop {
             let taken = self
                 .call(|owner| {
-                    let sysroot = owner.current()?;
-                    sysroot
-                        .try_lock()
-                        .map_err(|error| Error::ReadOnly(error.message().into()))
+                    let taken = owner.try_lock()?;
+                    owner.locked |= taken;
+                    Ok(taken)
                 })
                 .await?;
             if taken {
@@ -258,6 +282,7 @@ impl Lock {
 impl Drop for Lock {
     fn drop(&mut self) {
         let unlock: Call = Box::new(|owner| {
+            owner.locked = false;
             if let Some(sysroot) = &owner.loaded {
                 sysroot.unlock();
             }

@@ -108,9 +108,11 @@ impl Snapshot {
         self.in_slot(Slot::Rollback)
     }
 
-    /// What the next boot gives.
+    /// What the next boot gives. What is staged and locked is dropped by a reboot.
     pub fn next_boot(&self) -> Option<&Deployment> {
-        self.deployments.first()
+        self.deployments
+            .iter()
+            .find(|deployment| !deployment.locked)
     }
 
     /// The deployment whose image is upgraded: the staged one's, else the booted one's.

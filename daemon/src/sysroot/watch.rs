@@ -40,6 +40,10 @@ pub async fn watch(root: PathBuf, notices: mpsc::Sender<()>) -> std::io::Result<
     let mut add_missing =
         || missing.retain(|(path, mask)| watches.add(root.join(path), *mask).is_err());
     add_missing();
+    // What changed before the watches were there.
+    if notices.send(()).await.is_err() {
+        return Ok(());
+    }
     let mut stream = inotify.into_event_stream([0; 4096])?;
     while let Some(event) = stream.next().await {
         event?;
