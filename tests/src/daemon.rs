@@ -167,6 +167,22 @@ impl Daemon {
         }
     }
 
+    /// Whether a notification with this line has come already; as [`Daemon::wait_for`], but
+    /// without waiting for it.
+    ///
+    /// # Errors
+    /// When the notifications cannot be read.
+    pub fn has_said(&mut self, wanted: &str) -> Result<bool> {
+        self.notify.set_nonblocking(true)?;
+        let mut buffer = [0; 4096];
+        while let Ok(length) = self.notify.recv(&mut buffer) {
+            let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            self.heard.extend(text.lines().map(str::to_owned));
+        }
+        self.notify.set_nonblocking(false)?;
+        Ok(self.heard.iter().any(|line| line == wanted))
+    }
+
     /// The daemon's process id, as the host sees it.
     pub fn pid(&self) -> u32 {
         self.pid

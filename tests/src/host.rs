@@ -164,6 +164,35 @@ impl Host {
         Ok((image.root_contents, image.root_metadata))
     }
 
+    /// The lines of a full listing, with checksums and attributes, that only one of us has of
+    /// the image tagged `latest`: `-` the oracle, `+` the commit `rev` of the sandbox.
+    ///
+    /// # Errors
+    /// When the oracle refuses the image.
+    pub fn differences(&self, rev: &str) -> Result<Vec<String>> {
+        let dir = tempfile::tempdir_in(self.sandbox.share())?;
+        let repo = dir.path().join("repo");
+        run(command(["ostree", "init", "--mode=bare", "--repo"]).arg(&repo))?;
+        let image = oracle::import(&repo, &format!("oci:{}:latest", self.layout.path.display()))?;
+        let repo = format!("--repo={}", repo.display());
+        let theirs = run(&mut command([
+            "ostree",
+            "ls",
+            &repo,
+            "-RXC",
+            &image.merge_commit,
+        ]))?;
+        let ours = self.sandbox.ostree(["ls", "-RXC", rev])?;
+        let only = |these: &str, those: &str, sign: char| {
+            let those: std::collections::HashSet<&str> = those.lines().collect();
+            let lines = these.lines().filter(|line| !those.contains(line));
+            lines
+                .map(|line| format!("{sign} {line}"))
+                .collect::<Vec<_>>()
+        };
+        Ok([only(&theirs, &ours, '-'), only(&ours, &theirs, '+')].concat())
+    }
+
     /// A connection of root to the bus.
     ///
     /// # Errors

@@ -134,7 +134,7 @@ impl Listener {
                 Some("Finished") => bail!("{job} ended before {phase}: {:?}", message.body()),
                 Some("Progress") => {
                     let changed: Dict = message.body().deserialize()?;
-                    if text(&changed, "phase")?.as_deref() == Some(phase) {
+                    if text(&changed, "Phase")?.as_deref() == Some(phase) {
                         return Ok(());
                     }
                 }
@@ -157,12 +157,12 @@ impl Listener {
                     let changed: Dict = message.body().deserialize()?;
                     updates.push(Instant::now());
                     advance(&changed, &mut phases)?;
-                    if let Some(value) = changed.get("fraction") {
+                    if let Some(value) = changed.get("Fraction") {
                         let now = f64::try_from(value.try_clone()?)?;
                         ensure!(now >= fraction, "fraction fell from {fraction} to {now}");
                         fraction = now;
                     }
-                    if let Some(value) = changed.get("bytes-done") {
+                    if let Some(value) = changed.get("BytesDone") {
                         let now = u64::try_from(value.try_clone()?)?;
                         ensure!(now >= bytes, "bytes-done fell from {bytes} to {now}");
                         bytes = now;
@@ -198,7 +198,7 @@ fn text(changed: &Dict, key: &str) -> Result<Option<String>> {
 }
 
 fn advance(changed: &Dict, phases: &mut Vec<String>) -> Result<()> {
-    let Some(phase) = text(changed, "phase")? else {
+    let Some(phase) = text(changed, "Phase")? else {
         return Ok(());
     };
     if phase.is_empty() || phases.last() == Some(&phase) {

@@ -63,7 +63,7 @@ fn path_text(path: &Path) -> Result<&str> {
 }
 
 /// Writes the tiny base that ostree-ext 0.15.3 wants below an image's layers into `layout`: an
-/// ostree commit of an empty `/usr`, and the file that lets the root hold what is not in `/usr`.
+/// ostree commit of empty `/usr` and `/var`, and the file that lets the root hold what is not in `/usr`.
 /// `scratch` is used for a repository that is gone afterwards.
 ///
 /// # Errors
@@ -73,7 +73,13 @@ pub fn write_base(scratch: &Path, layout: &Layout, tag: &str) -> Result<()> {
     let (repo, tar) = (dir.path().join("repo"), dir.path().join("base.tar"));
     run(command(["ostree", "init", "--mode=bare", "--repo"]).arg(&repo))?;
     let conf = "usr/lib/ostree/prepare-root.conf";
-    let layer = Layer::new().dir("usr").dir("usr/lib").dir("usr/lib/ostree");
+    // With this libostree ostree-ext turns a layer's /var into /usr/share/factory/var: the mount
+    // point has to come from the base.
+    let layer = Layer::new()
+        .dir("var")
+        .dir("usr")
+        .dir("usr/lib")
+        .dir("usr/lib/ostree");
     let layer = layer.file(conf, "[composefs]\nenabled = maybe\n");
     layer.write_tar(&mut std::fs::File::create(&tar)?)?;
     let words = [

@@ -314,6 +314,20 @@ impl Sandbox {
         }
     }
 
+    /// Takes the sysroot lock as another tool would, waiting for it; dropping the file gives it
+    /// back. libostree's lock belongs to an open file, ours to this process: the kernel lets
+    /// them exclude each other, but not two of ours.
+    ///
+    /// # Errors
+    /// When it cannot be taken.
+    pub fn hold_lock(&self) -> Result<fs::File> {
+        let path = self.sysroot().join("ostree/lock");
+        let file = fs::File::options().create(true).append(true).open(path)?;
+        rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::LockExclusive)
+            .context("taking the sysroot lock")?;
+        Ok(file)
+    }
+
     /// Fails unless `ostree fsck` finds the repository whole.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ mod big_upgrade {
     use osteward_tests::client;
     use osteward_tests::daemon::Daemon;
     use osteward_tests::host::Host;
-    use osteward_tests::image::Image;
+    use osteward_tests::image::{Image, Layout};
     use osteward_tests::job::Listener;
     use osteward_tests::oracle;
     use osteward_tests::sandbox::UNPRIVILEGED_UID;
@@ -25,11 +25,10 @@ mod big_upgrade {
             .context("the daemon does not run")?
     }
 
-    async fn upgrade_to(host: &Host, tag: &str) -> Result<()> {
-        let big = big_image()?;
+    async fn upgrade_to(host: &Host, big: &Layout, tag: &str) -> Result<()> {
         let image = Image::new(VERSION)
             .on(&host.base)
-            .with_layers_of(&big, &big.find(tag)?)?;
+            .with_layers_of(big, &big.find(tag)?)?;
         let image = host.publish(&image.created("2025-03-01T00:00:00Z"))?;
         let connection = host.connect().await?;
         let proxy = Host::proxy(&connection).await?;
@@ -41,6 +40,7 @@ mod big_upgrade {
         };
         let job = proxy.upgrade(&options).await?;
         let mut answers = Vec::new();
+        let none = NoOptions::default();
         let mut slowest_status = Duration::ZERO;
         let ended = {
             let end = listener.end(&job);
@@ -49,7 +49,7 @@ mod big_upgrade {
                 let asked = Instant::now();
                 tokio::select! {
                     ended = &mut end => break ended?,
-                    status = proxy.status(&NoOptions::default()) => {
+                    status = proxy.status(&none) => {
                         status?;
                         answers.push(asked.elapsed());
                     }
@@ -98,9 +98,11 @@ mod big_upgrade {
 
     #[tokio::test]
     async fn a_big_image_in_sixty_layers_becomes_the_next_boot_and_is_left_again() -> Result<()> {
+        // First, for it may take minutes, and a daemon with nothing to do ends after one.
+        let big = big_image()?;
         let mut host = Host::boot()?;
         let first = host.sandbox.booted()?;
-        upgrade_to(&host, "sixty").await?;
+        upgrade_to(&host, &big, "sixty").await?;
         host.reboot()?;
         let big = host.sandbox.booted()?;
         assert_ne!(big.checksum, first.checksum);
@@ -112,7 +114,8 @@ mod big_upgrade {
 
     #[tokio::test]
     async fn a_big_image_in_one_layer_is_staged() -> Result<()> {
+        let big = big_image()?;
         let host = Host::boot()?;
-        upgrade_to(&host, "one").await
+        upgrade_to(&host, &big, "one").await
     }
 }

@@ -3,8 +3,10 @@
 #[cfg(test)]
 mod harness {
     use std::fs;
+    use std::io::Read;
+    use std::process::Stdio;
 
-    use anyhow::{Result, ensure};
+    use anyhow::{Context, Result, ensure};
     use osteward_tests::image::{Compression, Image, Layer, Layout, os_tree};
     use osteward_tests::oracle;
     use osteward_tests::process::{command, run};
@@ -101,12 +103,18 @@ mod harness {
             sandbox.share(),
         ];
         assert_eq!(fs::read_to_string("/proc/self/mounts")?, before);
-        let shell = sandbox.command(["sleep", "infinity"])?.spawn()?;
+        let words = ["sh", "-c", "echo up; exec sleep infinity"];
+        let mut shell = sandbox.command(words)?.stdout(Stdio::piped()).spawn()?;
+        let mut up = [0; 3];
+        shell
+            .stdout
+            .take()
+            .context("no output")?
+            .read_exact(&mut up)?;
         drop(sandbox);
         for place in places {
             assert!(!place.exists(), "{}", place.display());
         }
-        let mut shell = shell;
         assert!(!shell.wait()?.success(), "a process outlived its sandbox");
         assert_eq!(fs::read_to_string("/proc/self/mounts")?, before);
         Ok(())

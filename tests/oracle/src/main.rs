@@ -102,8 +102,6 @@ async fn import(repo: &Repo, image: &str, name: &str) -> Result<Value> {
         ..Default::default()
     };
     let mut importer = ImageImporter::new(repo, &image, config).await?;
-    // The format of today's bootc, which keeps /var where it is, whatever libostree this is.
-    importer.set_ostree_version(2024, 3);
     importer.set_target(&name);
     let state = match importer.prepare().await? {
         PrepareResult::AlreadyPresent(state) => state,

@@ -19,14 +19,15 @@ pub(super) const BIN: &str = "/run/osteward-bin";
 pub(super) const SHARE: &str = "/run/share";
 
 /// Mounts what ostree-prepare-root and systemd mount on a booted host, says `ready`, then waits
-/// for its standard input to close.
+/// for its standard input to close. `/sysroot` stays writable, unlike there: to make it so,
+/// libostree 2022.7 remounts the file system and not only the mount, which here is the
+/// machine's own, and fails now and then when two sandboxes do it at once.
 const BOOT: &str = r#"
 set -eu
 trap '' HUP INT QUIT
 D=$1 T=$2 STATEROOT=$3 SHARE=$4 MEET=$5 BIN=$6
 mount --bind "$D" "$D"
 mount --bind "$T" "$D/sysroot"
-mount -o remount,bind,ro "$D/sysroot"
 mount --bind "$T/boot" "$D/boot"
 mount --bind "$T/ostree/deploy/$STATEROOT/var" "$D/var"
 mkdir -p "$D/var/home" "$D/var/opt" "$D/var/roothome" "$D/var/srv" "$D/var/mnt" "$D/var/lib"
