@@ -7,6 +7,7 @@
 //! that was announced ends with a final [`JobView`], published after the change it made.
 
 mod job;
+mod roster;
 mod status;
 mod task;
 

@@ -4,15 +4,16 @@
 //! it never awaits a job or the sysroot thread; a job's end is told only after a look that
 //! began after it, so that nobody sees "succeeded" beside the old deployments.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::job::{self, JobId, JobView};
+use super::roster::{Known, Roster};
 use super::status::{LastCheck, Look, Status};
 use super::{Caller, Command, Parts};
 use crate::config::Config;
@@ -22,25 +23,12 @@ use crate::record::{self, Quarantine};
 use crate::state::{self, State};
 use crate::sysroot::{self, Snapshot};
 
-/// How long a finished job can still be read.
-const KEEP_FINISHED: Duration = Duration::from_secs(300);
-/// How many finished jobs are kept at most.
-const KEEP_AT_MOST: usize = 32;
-
-struct Running {
-    view: watch::Sender<JobView>,
-    request: Request,
-    progress: Progress,
-    cancel: CancellationToken,
-    ended: Option<Instant>,
-}
-
 pub(super) struct Task {
     parts: Parts,
     config: Arc<Config>,
     quarantine: Arc<Mutex<Result<Quarantine, record::Error>>>,
     found: watch::Sender<Option<Candidate>>,
-    jobs: BTreeMap<JobId, Running>,
+    jobs: Roster,
     looked: Option<Result<Arc<Snapshot>, sysroot::Error>>,
     last_check: Option<LastCheck>,
     running: JoinSet<(JobId, Result<Outcome, Error>)>,
@@ -66,7 +54,7 @@ impl Task {
             config: Arc::new(parts.config.clone().unwrap_or_default()),
             quarantine: Arc::new(Mutex::new(quarantine)),
             found: watch::channel(None).0,
-            jobs: BTreeMap::new(),
+            jobs: Roster::default(),
             looked: None,
             last_check: None,
             running: JoinSet::new(),
@@ -89,7 +77,7 @@ impl Task {
         let mut found = self.found.subscribe();
         let mut watching = true;
         loop {
-            let forget_at = self.next_forget();
+            let forget_at = self.jobs.next_forget();
             tokio::select! {
                 command = queue.recv() => match command {
                     Some(command) => self.obey(command),
@@ -105,7 +93,10 @@ impl Task {
                     None => watching = false,
                 },
                 Ok(()) = found.changed() => self.publish(),
-                () = sleep_until(forget_at), if forget_at.is_some() => self.forget(),
+                () = sleep_until(forget_at), if forget_at.is_some() => {
+                    self.jobs.forget();
+                    self.publish();
+                }
             }
         }
     }
@@ -161,16 +152,13 @@ impl Task {
         let (shown, waiting): (Vec<_>, Vec<_>) = ending.partition(|(look, ..)| *look <= done);
         self.ending = waiting;
         for (_, job, result) in shown {
-            self.finish(job, result);
+            self.jobs.finish(job, &result);
+            self.publish();
         }
     }
 
     fn state(&self) -> State {
-        if self
-            .jobs
-            .values()
-            .any(|job| job.ended.is_none() && !job.request.is_read())
-        {
+        if self.jobs.writer().is_some() {
             return State::Working;
         }
         match &self.looked {
@@ -190,7 +178,7 @@ impl Task {
         {
             return Err(Error::Config(error.clone()));
         }
-        if let Some(id) = self.same(&request) {
+        if let Some(id) = self.jobs.same(&request) {
             return Ok(id);
         }
         if let Err(error) = self.admit(&request) {
@@ -203,18 +191,6 @@ impl Task {
         Ok(self.start(request, &caller))
     }
 
-    /// The running job that does what is asked for: any check, or the very same request.
-    /// One that somebody cancelled is none.
-    fn same(&self, request: &Request) -> Option<JobId> {
-        let is_same = |job: &Running| match request {
-            Request::Check { .. } => matches!(job.request, Request::Check { .. }),
-            other => job.request == *other,
-        };
-        let mut jobs = self.jobs.iter();
-        jobs.find(|(_, job)| job.ended.is_none() && !job.cancel.is_cancelled() && is_same(job))
-            .map(|(id, _)| *id)
-    }
-
     fn admit(&self, request: &Request) -> Result<(), Error> {
         let snapshot = match &self.looked {
             Some(Ok(snapshot)) => snapshot.clone(),
@@ -224,13 +200,8 @@ impl Task {
         match state::next(self.state(), wish) {
             Ok(_) => Ok(()),
             Err(state::Refused::Busy) => {
-                let busy = self
-                    .jobs
-                    .iter()
-                    .find(|(_, j)| j.ended.is_none() && !j.request.is_read());
-                Err(Error::Busy(
-                    busy.map(|(id, _)| id.path()).unwrap_or_default(),
-                ))
+                let busy = self.jobs.writer().map(JobId::path);
+                Err(Error::Busy(busy.unwrap_or_default()))
             }
             Err(state::Refused::Broken) => match &self.looked {
                 Some(Err(error)) => Err(error.clone().into()),
@@ -280,45 +251,27 @@ impl Task {
                 result.unwrap_or_else(|error| Err(Error::Internal(error.to_string()))),
             )
         });
-        self.jobs.insert(
-            id,
-            Running {
-                view,
-                request,
-                progress,
-                cancel,
-                ended: None,
-            },
-        );
+        self.jobs
+            .add(id, Known::new(view, request, progress, cancel));
         self.publish();
         id
     }
 
     fn cancel(&mut self, id: JobId) -> Result<(), Error> {
         let gone = || Error::UnknownObject(format!("{} is not known (any more)", id.path()));
-        let job = self.jobs.get(&id).ok_or_else(gone)?;
-        if job.ended.is_some() {
-            return Err(Error::TooLate("the job has ended already".into()));
-        }
-        if !job.progress.read().cancellable {
-            return Err(Error::TooLate(
-                "the job is past the point where it can be stopped; roll back when it is done"
-                    .into(),
-            ));
-        }
+        let job = self.jobs.get(id).ok_or_else(gone)?;
+        job.cancel()?;
         tracing::info!(
             OSTEWARD_JOB = id.0,
             "{} is being cancelled",
             job.request.kind()
         );
-        job.cancel.cancel();
-        job.view.send_modify(|view| view.cancelling());
         Ok(())
     }
 
     /// The job is done; a look at what it changed comes before the world is told.
     fn ended(&mut self, id: JobId, result: Result<Outcome, Error>) {
-        let Some(job) = self.jobs.get(&id) else {
+        let Some(job) = self.jobs.get(id) else {
             return;
         };
         if let Request::Check { .. } | Request::Download(_) | Request::Upgrade(_) = job.request {
@@ -353,43 +306,6 @@ impl Task {
         });
     }
 
-    fn finish(&mut self, id: JobId, result: Result<Outcome, Error>) {
-        let Some(job) = self.jobs.get_mut(&id) else {
-            return;
-        };
-        job.ended = Some(Instant::now());
-        if result.is_ok() {
-            job.progress.complete();
-        }
-        let reading = job.progress.read();
-        job.view.send_modify(|view| view.finish(reading, &result));
-        job::log_end(id, &job.request, &result);
-        self.publish();
-    }
-
-    fn next_forget(&self) -> Option<Instant> {
-        let ended: Vec<Instant> = self.jobs.values().filter_map(|job| job.ended).collect();
-        let oldest = ended.iter().min().copied()?;
-        Some(if ended.len() > KEEP_AT_MOST {
-            Instant::now()
-        } else {
-            oldest + KEEP_FINISHED
-        })
-    }
-
-    fn forget(&mut self) {
-        let oldest = self
-            .jobs
-            .iter()
-            .filter_map(|(id, job)| Some((job.ended?, *id)))
-            .min()
-            .map(|(_, id)| id);
-        if let Some(id) = oldest {
-            self.jobs.remove(&id);
-            self.publish();
-        }
-    }
-
     fn publish(&self) {
         let look = match &self.looked {
             None => Look::NotYet,
@@ -402,11 +318,7 @@ impl Task {
             found: self.found.borrow().clone(),
             last_check: self.last_check.clone(),
             quarantined: self.quarantined(),
-            jobs: self
-                .jobs
-                .iter()
-                .map(|(id, job)| (*id, job.view.subscribe()))
-                .collect(),
+            jobs: self.jobs.views(),
             warnings: self.warnings(),
             os: self.parts.os.clone(),
         };
