@@ -140,10 +140,12 @@ fn own_hint(name: &str, verb: &str) -> Option<&'static str> {
             "--discard-staged throws the staged update away; `osteward apply` boots into it instead."
         }
         "StagedPending" if verb == "upgrade" => {
-            "Leave --keep-staged out to replace the staged update, or boot into it with `osteward apply`."
+            "`osteward apply` boots into what waits. Without --keep-staged a staged update is replaced; \
+             `osteward rollback --cancel` takes a queued rollback back."
         }
         "StagedPending" => {
-            "--replace-staged replaces the staged update; `osteward apply` boots into it instead."
+            "`osteward apply` boots into what waits. --replace-staged replaces a staged update; \
+             `osteward rollback --cancel` takes a queued rollback back."
         }
         "NoRollback" => "`osteward status` lists the deployments that this host can boot.",
         "NoSpace" => {

@@ -10,6 +10,10 @@ use crate::state::Refused;
 use crate::sysroot::Snapshot;
 use crate::{image, import, observe, record, sysroot};
 
+/// What whoever asks for an update while a rollback is queued is told.
+pub(crate) const ROLLBACK_PENDING: &str = "a rollback is queued and an update would take its place; \
+     reboot to get into it, or cancel the rollback first";
+
 /// Why a command was refused or a job failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -105,6 +109,7 @@ impl Error {
             Refused::AlreadyQueued => Error::NoRollback(
                 "the rollback is queued already; reboot to get into it, or cancel it".into(),
             ),
+            Refused::RollbackPending => Error::StagedPending(ROLLBACK_PENDING.into()),
             Refused::NotQueued => {
                 Error::NoRollback("no rollback is queued, so there is none to cancel".into())
             }
@@ -175,7 +180,7 @@ impl Error {
 fn sysroot_to_bus(error: &sysroot::Error, text: String) -> Bus {
     match error {
         sysroot::Error::NotBooted => Bus::NotBooted(text),
-        sysroot::Error::Locked(_) => Bus::SysrootLocked(text),
+        sysroot::Error::Locked(_) | sysroot::Error::Importing(_) => Bus::SysrootLocked(text),
         sysroot::Error::ReadOnly(_) => Bus::SysrootReadOnly(text),
         sysroot::Error::NoDeployment(_) => Bus::NoRollback(text),
         sysroot::Error::NoSpace(_) => Bus::NoSpace(text),

@@ -68,6 +68,8 @@ pub enum Refused {
     AlreadyQueued,
     /// No rollback is queued.
     NotQueued,
+    /// A rollback is queued and would be undone.
+    RollbackPending,
 }
 
 /// The state after `command` was let in, or why it is not.
@@ -88,10 +90,12 @@ pub fn next(state: State, command: Command) -> Result<State, Refused> {
         }
         (S::Working, C::CancelRollback | C::Apply | C::Discard) => Err(Refused::Busy),
 
-        (
-            S::Unknown | S::Idle | S::Staged | S::RollbackQueued,
-            C::Download | C::Upgrade | C::Switch | C::Discard,
-        ) => Ok(S::Working),
+        // Whoever went back must not find a newer image at the next boot instead.
+        (S::RollbackQueued, C::Upgrade | C::Switch) => Err(Refused::RollbackPending),
+        (S::Unknown | S::Idle | S::Staged, C::Upgrade | C::Switch)
+        | (S::Unknown | S::Idle | S::Staged | S::RollbackQueued, C::Download | C::Discard) => {
+            Ok(S::Working)
+        }
 
         (
             S::Idle | S::Staged | S::RollbackQueued,
@@ -201,6 +205,9 @@ mod tests {
             (S::RollbackQueued, BACK, Err(Refused::AlreadyQueued)),
             (S::RollbackQueued, C::CancelRollback, Ok(S::Working)),
             (S::Idle, C::CancelRollback, Err(Refused::NotQueued)),
+            (S::RollbackQueued, C::Upgrade, Err(Refused::RollbackPending)),
+            (S::RollbackQueued, C::Switch, Err(Refused::RollbackPending)),
+            (S::RollbackQueued, C::Download, Ok(S::Working)),
             (S::Idle, C::Apply, Err(Refused::NothingToApply)),
             (S::Staged, C::Apply, Ok(S::Working)),
             (S::RollbackQueued, C::Apply, Ok(S::Working)),

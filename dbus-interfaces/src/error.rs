@@ -79,7 +79,7 @@ errors! {
     DigestGone = "org.osteward1.Error.DigestGone";
     /// The candidate is older than the booted image and `allow-downgrade` is not set.
     DowngradeRefused = "org.osteward1.Error.DowngradeRefused";
-    /// The operation would throw a staged update away.
+    /// The operation would throw a staged update away, or undo a queued rollback.
     StagedPending = "org.osteward1.Error.StagedPending";
     /// There is no deployment to go back to.
     NoRollback = "org.osteward1.Error.NoRollback";

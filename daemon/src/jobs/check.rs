@@ -21,14 +21,12 @@ pub(super) async fn run(job: &Job, max_age: Option<u64>) -> Result<Outcome, Erro
     let is_here = |deployment: Option<&sysroot::Deployment>| {
         deployment.and_then(|deployment| deployment.digest()) == Some(digest)
     };
-    if let Some(tracking) = snapshot.tracking()
-        && !is_here(snapshot.booted())
-        && !is_here(snapshot.staged())
-    {
+    if let Some(tracking) = snapshot.tracking() {
         // It is where bootc and the next start of the daemon find it; without it the
         // answer is still right.
-        let written =
-            sysroot::cache_update(&job.sysroot, tracking.checksum.clone(), &found.image).await;
+        let is_news = !is_here(snapshot.booted()) && !is_here(snapshot.staged());
+        let update = is_news.then_some(&*found.image);
+        let written = sysroot::cache_update(&job.sysroot, tracking.checksum.clone(), update).await;
         if let Err(error) = written {
             tracing::warn!(%error, "the found update is not remembered on disk");
         }

@@ -60,7 +60,11 @@ fn target<'a>(snapshot: &'a Snapshot, digest: Option<&Digest>) -> Result<&'a Dep
 pub(super) async fn run(job: &Job, back: &Back<'_>, reboot: bool) -> Result<Outcome, Error> {
     let lock = job.sysroot.lock(job.config.lock_wait, &job.cancel).await?;
     let snapshot = job.sysroot.snapshot().await?;
-    let target = target(&snapshot, back.digest);
+    let target = match target(&snapshot, back.digest) {
+        // In its own words: there may well be another deployment to go back to.
+        Err(error) if back.digest.is_some() => return Err(error),
+        other => other,
+    };
     let command = Command::Rollback {
         possible: target.is_ok(),
         discard_staged: back.discard_staged,
@@ -77,7 +81,12 @@ pub(super) async fn run(job: &Job, back: &Back<'_>, reboot: bool) -> Result<Outc
     if back.quarantine {
         remember(job, &snapshot, target).await?;
     }
-    lock.boot_next(target.id.clone()).await?;
+    if let Err(error) = lock.boot_next(target.id.clone()).await {
+        // The host stays where it is, so nothing was left behind.
+        let stays = booted.digest().map(Digest::to_string).unwrap_or_default();
+        forget(job, stays).await;
+        return Err(error.into());
+    }
     drop(lock);
     let mut facts = vec![
         ("changed", Fact::Flag(true)),
@@ -106,7 +115,7 @@ async fn remember(job: &Job, snapshot: &Snapshot, target: &Deployment) -> Result
         .map(Digest::to_string)
         .filter(|digest| *digest != to_digest)
         .collect();
-    job.change_quarantine(move |list| {
+    let written = job.change_quarantine(move |list| {
         // The same for all, so that undoing the rollback finds them.
         let reason = Reason {
             reason: "user-rollback".into(),
@@ -117,9 +126,23 @@ async fn remember(job: &Job, snapshot: &Snapshot, target: &Deployment) -> Result
             list.add(digest, reason.clone())?;
         }
         list.lift(&to_digest)
-    })
-    .await?;
+    });
+    match written.await {
+        // A list that cannot be read keeps everything from being staged, so this rollback
+        // sticks too; going back must not depend on it.
+        Err(Error::Record(error)) => tracing::warn!(%error, "the rollback is not remembered"),
+        other => drop(other?),
+    }
     Ok(())
+}
+
+/// Takes back what the rollback away from `digest` put on the list. The boot order is what
+/// was asked for, and it stands whatever becomes of the list.
+async fn forget(job: &Job, digest: String) {
+    let written = job.change_quarantine(move |list| list.lift_rollback(&digest));
+    if let Err(error) = written.await {
+        tracing::warn!(%error, "the quarantine list still has what the rollback left behind");
+    }
 }
 
 pub(super) async fn cancel(job: &Job) -> Result<Outcome, Error> {
@@ -135,9 +158,8 @@ pub(super) async fn cancel(job: &Job) -> Result<Outcome, Error> {
     job.progress.point_of_no_return();
     job.check_cancelled()?;
     lock.boot_next(booted.id.clone()).await?;
-    if let Some(digest) = booted.digest().map(Digest::to_string) {
-        job.change_quarantine(move |list| list.lift_rollback(&digest))
-            .await?;
+    if let Some(digest) = booted.digest() {
+        forget(job, digest.to_string()).await;
     }
     Ok(Outcome {
         facts: vec![

@@ -53,8 +53,8 @@ fn not_an_image(deployment: &Deployment) -> Error {
     ))
 }
 
-/// Asks the source what the reference means now, or for exactly `digest`, and tells the
-/// engine of the candidate.
+/// Asks the source what the reference means now, which the engine is told of, or for
+/// exactly `digest`.
 pub(super) async fn resolve(
     job: &Job,
     origin: &OriginReference,
@@ -74,12 +74,15 @@ pub(super) async fn resolve(
         .map_err(crate::image::Error::from)?;
     let image = Arc::new(image);
     let plan = plan(job, image.clone()).await?;
-    job.found.send_replace(Some(Candidate {
-        image: image.clone(),
-        reference: origin.image.clone(),
-        layers_missing: Some(plan.missing.len() as u32),
-        download_size: Some(plan.download_size()),
-    }));
+    // What was asked for by digest may be old; only what the reference means is an offer.
+    if digest.is_none() {
+        job.found.send_replace(Some(Candidate {
+            image: image.clone(),
+            reference: origin.image.clone(),
+            layers_missing: Some(plan.missing.len() as u32),
+            download_size: Some(plan.download_size()),
+        }));
+    }
     Ok(Found {
         image,
         source,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::progress::Phase;
 use super::source::{self, Found};
 use super::{Fact, Facts, Job, Outcome, apply, direction};
-use crate::error::Error;
+use crate::error::{Error, ROLLBACK_PENDING};
 use crate::image::layout::Image;
 use crate::image::reference::{Digest, OriginReference};
 use crate::import::{self, ImportRequest};
@@ -130,7 +130,7 @@ pub(super) async fn download(job: &Job, pull: &Pull) -> Result<Outcome, Error> {
         )),
         Decision::Pull => {
             let imported = import(job, &found).await?;
-            let mut facts = facts_of(&found, true);
+            let mut facts = facts_of(job, &found, true);
             facts.push(("fetched-bytes", Fact::Number(imported.bytes_fetched)));
             Ok(Outcome { facts })
         }
@@ -143,10 +143,11 @@ async fn pull_and_stage(
     origin: &OriginReference,
     pull: &Pull,
 ) -> Result<Outcome, Error> {
+    refuse_beside_rollback(snapshot)?;
     let found = source::resolve(job, origin, pull.digest.as_ref()).await?;
     if let Decision::Nothing(why) = decide(snapshot, &found, pull, is_quarantined(job, &found)?)? {
         job.progress.say(why);
-        let mut facts = facts_of(&found, false);
+        let mut facts = facts_of(job, &found, false);
         facts.push(("reboot", reboot_fact(snapshot.staged().is_some())));
         if pull.apply && snapshot.staged().is_some() {
             apply::run(job, Some(&found.image.digest), false).await?;
@@ -154,7 +155,7 @@ async fn pull_and_stage(
         return Ok(Outcome { facts });
     }
     let imported = import(job, &found).await?;
-    let mut facts = facts_of(&found, true);
+    let mut facts = facts_of(job, &found, true);
     facts.push(("fetched-bytes", Fact::Number(imported.bytes_fetched)));
     stage(job, &found, pull, imported.commit, &mut facts).await?;
     if pull.apply {
@@ -163,16 +164,32 @@ async fn pull_and_stage(
     Ok(Outcome { facts })
 }
 
+/// A rollback that somebody queued is not undone by the next update.
+fn refuse_beside_rollback(snapshot: &Snapshot) -> Result<(), Error> {
+    if snapshot.rollback_queued {
+        return Err(Error::StagedPending(ROLLBACK_PENDING.into()));
+    }
+    Ok(())
+}
+
 fn is_quarantined(job: &Job, found: &Found) -> Result<bool, Error> {
     Ok(job.quarantined(&found.image.digest)?.is_some())
 }
 
-fn facts_of(found: &Found, changed: bool) -> Facts {
+fn facts_of(job: &Job, found: &Found, changed: bool) -> Facts {
+    let digest = &found.image.digest;
     let mut facts = vec![
-        ("digest", Fact::Text(found.image.digest.to_string())),
+        ("digest", Fact::Text(digest.to_string())),
         ("changed", Fact::Flag(changed)),
-        ("update", Fact::Update(found.image.digest.clone())),
     ];
+    // Only the offer has an object; an image that was asked for by digest may be another.
+    let offer = job.found.borrow();
+    if offer
+        .as_ref()
+        .is_some_and(|offer| offer.image.digest == *digest)
+    {
+        facts.push(("update", Fact::Update(digest.clone())));
+    }
     if let Some(version) = found.image.version() {
         facts.push(("version", Fact::Text(version.to_owned())));
     }
@@ -217,6 +234,7 @@ async fn stage(
     let lock = job.sysroot.lock(job.config.lock_wait, &job.cancel).await?;
     // Another tool may have staged something while layers were on their way.
     let snapshot = job.sysroot.snapshot().await?;
+    refuse_beside_rollback(&snapshot)?;
     if let Decision::Nothing(why) = decide(&snapshot, found, pull, is_quarantined(job, found)?)? {
         job.progress.say(why);
         facts.push(("reboot", reboot_fact(snapshot.staged().is_some())));

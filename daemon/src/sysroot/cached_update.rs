@@ -22,13 +22,18 @@ pub(super) fn read(repo: &ostree::Repo, commit: &str) -> Option<Image> {
     Image::from_commit_metadata(&text(DIGEST)?, &text(MANIFEST)?, &text(CONFIG)?).ok()
 }
 
-/// Remembers `image` as the update that `commit` (the tracked merge commit) could get.
-/// Other keys of the detached metadata stay. It is a cache: a failure changes nothing.
-pub async fn cache_update(sysroot: &Sysroot, commit: String, image: &Image) -> Result<(), Error> {
+/// Remembers `update` as what `commit` (the tracked merge commit) could get; `None`: there
+/// is nothing newer (any more). Other keys of the detached metadata stay. It is a cache: a
+/// failure changes nothing.
+pub async fn cache_update(
+    sysroot: &Sysroot,
+    commit: String,
+    update: Option<&Image>,
+) -> Result<(), Error> {
     let values = [
-        (DIGEST, image.digest.to_string()),
-        (MANIFEST, image.manifest_json.clone()),
-        (CONFIG, image.config_json.clone()),
+        (DIGEST, update.map(|image| image.digest.to_string())),
+        (MANIFEST, update.map(|image| image.manifest_json.clone())),
+        (CONFIG, update.map(|image| image.config_json.clone())),
     ];
     let path = sysroot.repo_path();
     sysroot.ensure_writable().await?;
@@ -39,10 +44,13 @@ pub async fn cache_update(sysroot: &Sysroot, commit: String, image: &Image) -> R
         let old = repo.read_commit_detached_metadata(&commit, gio::Cancellable::NONE)?;
         let metadata = glib::VariantDict::new(old.as_ref());
         for (key, value) in &values {
-            metadata.insert(key, value.as_str());
+            match value {
+                Some(value) => metadata.insert(key, value.as_str()),
+                None => drop(metadata.remove(key)),
+            }
         }
         let metadata = metadata.end();
-        if old.is_some_and(|old| old == metadata) {
+        if old.map_or(metadata.n_children() == 0, |old| old == metadata) {
             return Ok(());
         }
         Ok(repo.write_commit_detached_metadata(&commit, Some(&metadata), gio::Cancellable::NONE)?)

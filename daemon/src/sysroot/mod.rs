@@ -43,6 +43,9 @@ pub enum Error {
          wait until it is done and try again"
     )]
     Locked(Duration),
+    /// Another tool writes to the repository, so nothing can be pruned.
+    #[error("another tool is writing to the repository: {0}; wait until it is done and try again")]
+    Importing(String),
     /// The file system is read-only and cannot be remounted.
     #[error("the sysroot cannot be made writable: {0}")]
     ReadOnly(String),
@@ -70,6 +73,7 @@ impl From<ostree::glib::Error> for Error {
         match error.kind::<Io>() {
             Some(Io::Cancelled) => Error::Cancelled,
             Some(Io::NoSpace) => Error::NoSpace(text),
+            Some(Io::WouldBlock) => Error::Importing(text),
             Some(Io::ReadOnly) => Error::ReadOnly(text),
             // libostree's own checks have no codes of their own.
             _ if text.contains("min-free-space") => Error::NoSpace(text),
