@@ -213,6 +213,7 @@ fn import_to_bus(error: &import::Error, text: String) -> Bus {
         | import::Error::DigestMismatch { .. }
         | import::Error::DiffIdMismatch { .. } => Bus::ImageInvalid(text),
         import::Error::NoSpace { .. } => Bus::NoSpace(text),
+        import::Error::Raced(_) => Bus::SysrootLocked(text),
         import::Error::Fetch(error) => image_to_bus(error, text),
         import::Error::Cancelled => Bus::Cancelled(text),
         import::Error::Ostree { .. } | import::Error::Io { .. } => Bus::Failed(text),

@@ -237,7 +237,11 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         if matches!(self.nsenter.try_wait(), Ok(None)) {
-            let pid = innermost(self.nsenter.id()).unwrap_or(self.pid);
+            // Below a daemon that is ready there can be children of its own.
+            let pid = match self.pid {
+                0 => innermost(self.nsenter.id()).unwrap_or(0),
+                ready => ready,
+            };
             // Either may fail only because it has just ended.
             let _killed = signal(pid, "KILL");
             let _ended = self.nsenter.wait();

@@ -12,6 +12,7 @@ mod bad_host {
     use osteward_tests::host::Host;
     use osteward_tests::image::Layer;
     use osteward_tests::job::Listener;
+    use osteward_tests::process::{command, run, target_dir};
     use osteward_tests::sandbox::STATEROOT;
 
     fn layer(name: &str) -> Layer {
@@ -35,46 +36,59 @@ mod bad_host {
         Ok(host.sandbox.sysroot().join(deployments).join(name))
     }
 
-    /// Leaves the repository only so many bytes.
-    fn leave_room(host: &Host, bytes: u64) -> Result<()> {
-        let repo = host.sandbox.repo();
-        let free = osteward_tests::process::run(
-            osteward_tests::process::command(["stat", "-f", "-c", "%a %S"]).arg(&repo),
-        )?;
-        let (blocks, size) = free.trim().split_once(' ').context("no numbers")?;
-        let free = blocks.parse::<u64>()? * size.parse::<u64>()?;
-        let reserve = format!("{}MB", free.saturating_sub(bytes) >> 20);
-        host.sandbox
-            .ostree(["config", "set", "core.min-free-space-size", &reserve])?;
+    /// Tells a test that it runs on a disk of its own.
+    const SMALL_DISK: &str = "OSTEWARD_TEST_SMALL_DISK";
+    const DISK_SIZE: u64 = 512 << 20;
+
+    /// Runs one test of this file once more, with everything that it makes on a small disk.
+    fn on_a_small_disk(test: &str) -> Result<()> {
+        const SCRIPT: &str = r#"mount -o loop "$1" "$2" && shift 2 && exec "$@""#;
+        let place = target_dir()?.join("sandbox");
+        fs::create_dir_all(&place)?;
+        let image = tempfile::NamedTempFile::new_in(target_dir()?)?;
+        image.as_file().set_len(DISK_SIZE)?;
+        run(command(["mkfs.ext4", "-q", "-m", "0"]).arg(image.path()))?;
+        let words = ["unshare", "--mount", "--propagation", "private", "sh", "-c"];
+        let mut again = command(words);
+        again.args([SCRIPT, "small-disk"]).arg(image.path());
+        again.arg(place).arg(std::env::current_exe()?);
+        again.args(["--exact", test, "--nocapture"]);
+        println!("{}", run(again.env(SMALL_DISK, "1"))?);
         Ok(())
     }
 
     #[tokio::test]
     async fn a_full_disk_is_told_with_numbers() -> Result<()> {
+        if std::env::var_os(SMALL_DISK).is_none() {
+            return on_a_small_disk("bad_host::a_full_disk_is_told_with_numbers");
+        }
         let host = settled().await?;
         let before = host.sandbox.deployments()?;
-        // Few bytes to fetch, many to write: only the writing can tell.
-        let mut zeros = Layer::new().dir("usr").dir("usr/share");
-        for number in 0..8_u8 {
-            let content = vec![number; 40 << 20];
-            zeros = zeros.file(&format!("usr/share/zeros-{number}"), content);
-        }
-        let image = host.publish(&host.next_image("3", [zeros]))?;
-        // None at all, which is known before anything is fetched; and some, which is not.
-        for room in [0, 40 << 20] {
-            leave_room(&host, room)?;
+        // Few bytes to fetch, more to write than there is room: only the writing can tell.
+        let files = ["usr", "usr/share", "usr/share/zeros"].map(str::to_owned);
+        fs::create_dir_all(host.sandbox.share().join("tree/usr/share"))?;
+        let tree = host.sandbox.share().join("tree");
+        fs::File::create(tree.join(&files[2]))?.set_len(2 * DISK_SIZE)?;
+        host.publish(&host.next_image("3", [Layer::new().add_from(&tree, &files)?]))?;
+        // Before the first byte, at libostree's reserve, and at the very end of the disk.
+        let reserves = [
+            ("core.min-free-space-size", "512MB"),
+            ("core.min-free-space-percent", "3"),
+            ("core.min-free-space-percent", "0"),
+        ];
+        for (key, value) in reserves {
+            host.sandbox.ostree(["config", "set", key, value])?;
             let ended = host.upgrade().await?.failed("NoSpace")?;
             let told = &ended.error_message;
-            ensure!(told.contains("free some"), "{told}");
+            ensure!(told.contains("free some"), "{key}={value}: {told}");
             assert!(ended.value::<u64>("need")? > 0, "{ended:?}");
-            let have = ended.value::<u64>("have")?;
-            assert!(have < 320 << 20, "{ended:?}");
+            assert!(ended.value::<u64>("have")? < DISK_SIZE, "{ended:?}");
             assert!(ended.value::<String>("where")?.contains("ostree/repo"));
             assert_eq!(host.sandbox.deployments()?, before);
+            host.sandbox.ostree(["config", "unset", key])?;
             host.sandbox.fsck()?;
         }
-        host.sandbox
-            .ostree(["config", "unset", "core.min-free-space-size"])?;
+        let image = host.publish(&host.next_image("3", [layer("third")]))?;
         let ended = host.upgrade().await?.succeeded()?;
         assert_eq!(ended.value::<String>("digest")?, image.digest);
         host.sandbox.fsck()

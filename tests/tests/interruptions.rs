@@ -5,6 +5,7 @@
 mod interruptions {
     use std::collections::HashSet;
     use std::fs;
+    use std::time::{Duration, Instant};
 
     use anyhow::{Context, Result, ensure};
     use osteward_dbus::options::{NoOptions, RollbackOptions, UpgradeOptions};
@@ -22,6 +23,9 @@ mod interruptions {
     /// Of the layer that is stopped: more than the rest, so that a lane begins with it.
     const LARGE: usize = 2 << 20;
     const HALF: u64 = 1 << 20;
+
+    /// Longer than any commit to the repository takes.
+    const PATIENCE: Duration = Duration::from_secs(120);
 
     /// Bytes that no compression makes fewer.
     fn noise(seed: u64, length: usize) -> Vec<u8> {
@@ -130,7 +134,10 @@ mod interruptions {
             // The other lanes commit what they have when nothing is left for them to do: there
             // is no event for that, but it is coming.
             let wanted: HashSet<String> = rest.iter().map(|digest| blob_ref(digest)).collect();
-            while !wanted.is_subset(&self.layers()?) {}
+            let start = Instant::now();
+            while !wanted.is_subset(&self.layers()?) {
+                ensure!(start.elapsed() < PATIENCE, "the small layers were not kept");
+            }
             Ok(stopped)
         }
 

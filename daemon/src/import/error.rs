@@ -58,6 +58,9 @@ pub enum Error {
     /// A blob could not be fetched.
     #[error("a layer could not be fetched: {0}")]
     Fetch(#[source] image::Error),
+    /// Another program removed what the import relies on; doing it again fetches it again.
+    #[error("{0}, try again")]
+    Raced(String),
     /// The caller asked to stop, or went away.
     #[error("the import was cancelled")]
     Cancelled,

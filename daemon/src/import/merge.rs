@@ -28,7 +28,7 @@ const LEFTOVERS: [&str; 2] = ["hostname", "resolv.conf"];
 /// Writes the merge commit of `image`, whose layers are all in the repository.
 ///
 /// # Errors
-/// [`Error::Ostree`] when a layer was removed by another tool meanwhile.
+/// [`Error::Raced`] when a layer was removed by another tool meanwhile.
 pub(crate) fn merge(
     repo: &ostree::Repo,
     image: &Image,
@@ -118,12 +118,11 @@ pub(crate) fn base_commit(repo: &ostree::Repo, image: &Image) -> Result<Option<S
 }
 
 fn layer_commit(repo: &ostree::Repo, layer: &Layer) -> Result<String, Error> {
-    resolve(repo, &blob_ref(&layer.digest))?.ok_or_else(|| Error::Ostree {
-        context: "merging the layers",
-        text: format!(
-            "layer {} was removed by another program, try again",
+    resolve(repo, &blob_ref(&layer.digest))?.ok_or_else(|| {
+        Error::Raced(format!(
+            "layer {} was removed by another program during the import",
             layer.digest
-        ),
+        ))
     })
 }
 
