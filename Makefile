@@ -123,5 +123,7 @@ deps-build:
 
 .PHONY: clean
 clean:
+	# Tests that were killed leave deployments, which libostree makes immutable.
+	[ ! -e $(target)/sandbox ] || { $(sudo) chattr -R -f -i $(target)/sandbox; $(sudo) rm -rf $(target)/sandbox; }
 	[ ! -e $(target)/big-image ] || $(sudo) rm -rf $(target)/big-image
 	$(CARGO) clean
