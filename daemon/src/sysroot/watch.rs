@@ -5,7 +5,7 @@
 //! bootc's `/ostree/bootc`. Invariant: it only says *that* something changed; a burst
 //! becomes one notice.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -33,13 +33,15 @@ pub async fn watch(root: PathBuf, notices: mpsc::Sender<()>) -> std::io::Result<
         ("ostree/bootc", all),
         ("ostree", names),
     ];
-    let mut missing: Vec<(&Path, WatchMask)> = paths
-        .into_iter()
-        .map(|(path, mask)| (Path::new(path), mask))
-        .collect();
-    let mut add_missing =
-        || missing.retain(|(path, mask)| watches.add(root.join(path), *mask).is_err());
-    add_missing();
+    // Adding a watch again changes nothing, and finds a directory that was made anew.
+    let mut place = || {
+        for (path, mask) in paths {
+            if let Err(error) = watches.add(root.join(path), mask) {
+                tracing::debug!(%error, path, "not watched (yet)");
+            }
+        }
+    };
+    place();
     // What changed before the watches were there.
     if notices.send(()).await.is_err() {
         return Ok(());
@@ -59,7 +61,7 @@ pub async fn watch(root: PathBuf, notices: mpsc::Sender<()>) -> std::io::Result<
                 },
             }
         }
-        add_missing();
+        place();
         if notices.send(()).await.is_err() {
             return Ok(());
         }
