@@ -111,7 +111,7 @@ advisories: deps-build
 .PHONY: bench
 bench: deps
 	$(CARGO) build $(CARGOFLAGS) --release -p ostewardd -p osteward
-	$(as_root) $(CARGO) bench $(CARGOFLAGS) -p osteward-tests
+	$(as_root) $(CARGO) bench $(CARGOFLAGS) -p osteward-tests --bench status
 
 .PHONY: deps
 deps:
