@@ -286,7 +286,7 @@ pub(crate) struct DiscardArgs {
     /// What to throw away
     #[arg(required = true, value_name = "WHAT")]
     pub(crate) what: Vec<Discardable>,
-    /// Change nothing, only tell what would be freed
+    /// Change nothing, only tell how much would be freed at least
     #[arg(long)]
     pub(crate) dry_run: bool,
     #[command(flatten)]

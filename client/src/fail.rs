@@ -149,7 +149,7 @@ fn own_hint(name: &str, verb: &str) -> Option<&'static str> {
         }
         "NoRollback" => "`osteward status` lists the deployments that this host can boot.",
         "NoSpace" => {
-            "`osteward discard cache unreferenced --dry-run` tells what can be freed; without --dry-run it is."
+            "`osteward discard cache unreferenced --dry-run` tells how much can be freed at least; without --dry-run it is."
         }
         "SysrootLocked" => {
             "Another tool (bootc, rpm-ostree, ostree admin) is at work; wait for it and try again."

@@ -130,8 +130,13 @@ fn freed(result: &Dict, dry_run: bool) -> String {
     let size = result
         .get("freed-bytes")
         .and_then(|value| u64::try_from(value).ok());
-    let verb = if dry_run { "would be freed" } else { "freed" };
-    format!("{} {verb}.", bytes(size.unwrap_or_default()))
+    let size = bytes(size.unwrap_or_default());
+    if dry_run {
+        // What only the named things hold is not counted before they go.
+        format!("At least {size} would be freed.")
+    } else {
+        format!("{size} freed.")
+    }
 }
 
 fn flag(result: &Dict, key: &str) -> Option<bool> {
@@ -246,6 +251,9 @@ mod tests {
         job.result
             .insert("freed-bytes".into(), OwnedVariant::from(3_u64 << 20));
         assert_eq!(lines(&job, None, None, false), ["3.00 MiB freed."]);
-        assert_eq!(lines(&job, None, None, true), ["3.00 MiB would be freed."]);
+        assert_eq!(
+            lines(&job, None, None, true),
+            ["At least 3.00 MiB would be freed."]
+        );
     }
 }

@@ -68,7 +68,7 @@ options! {
     }
     /// Options of `Host.Discard`.
     DiscardOptions {
-        /// Change nothing, only tell in `Job.Result` what would be freed.
+        /// Change nothing, only tell in `Job.Result` what would go, and the least it would free.
         dry_run: bool,
     }
 }

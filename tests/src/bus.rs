@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use futures_util::StreamExt;
@@ -15,13 +16,17 @@ use zbus::names::BusName;
 use crate::process::{Tethered, command, workspace};
 use crate::sandbox::Sandbox;
 
+/// Longer than polkitd takes to start on the busiest machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// The name of the real authority.
 pub const POLKIT: &str = "org.freedesktop.PolicyKit1";
 
 /// A running private bus.
 #[derive(Debug)]
 pub struct Bus {
-    process: Tethered,
+    /// Ends the bus with this handle.
+    _process: Tethered,
     socket: PathBuf,
 }
 
@@ -56,7 +61,10 @@ impl Bus {
         let address = process.next_line()?;
         let log = fs::read_to_string(log).unwrap_or_default();
         ensure!(address.is_some(), "dbus-daemon did not start:\n{log}");
-        Ok(Self { process, socket })
+        Ok(Self {
+            _process: process,
+            socket,
+        })
     }
 
     /// The address, good inside the sandbox and outside.
@@ -112,21 +120,15 @@ impl Bus {
         let command = sandbox.command_among_host_processes(words)?;
         let mut process = Tethered::start(&command, &log)?;
         process.drain();
-        tokio::select! {
-            named = self.wait_for_name(POLKIT, true) => named?,
-            () = tokio::time::sleep(std::time::Duration::from_secs(20)) => {
+        let named = tokio::time::timeout(PATIENCE, self.wait_for_name(POLKIT, true));
+        match named.await {
+            Ok(named) => named?,
+            Err(_) => {
                 let log = fs::read_to_string(&log).unwrap_or_default();
-                anyhow::bail!("polkitd did not take its name within 20 s:\n{log}");
+                anyhow::bail!("polkitd did not take its name in {PATIENCE:?}:\n{log}");
             }
         }
         Ok(Polkit { process })
-    }
-
-    /// Whether the bus still runs: it does unless it has been killed.
-    pub fn log(&self) -> String {
-        let log = self.socket.with_file_name("bus.log");
-        let _ = &self.process;
-        fs::read_to_string(log).unwrap_or_default()
     }
 }
 

@@ -150,18 +150,6 @@ pub async fn import(request: ImportRequest) -> Result<Imported, Error> {
     }
 }
 
-/// Removes the guard ref of [`import()`], once a deployment keeps the image or it is given up.
-///
-/// # Errors
-/// [`Error::Ostree`] when the repository cannot be written.
-pub fn drop_placeholder(repo: &ostree::Repo) -> Result<(), Error> {
-    if resolve(repo, &guard_ref())?.is_none() {
-        return Ok(());
-    }
-    repo.set_ref_immediate(None, &guard_ref(), None, gio::Cancellable::NONE)
-        .during("removing the guard of a pulled image")
-}
-
 /// The ref that keeps a pulled image from other tools' clean-up.
 fn guard_ref() -> String {
     format!("{BASEIMAGE_PREFIX}/0")

@@ -71,9 +71,6 @@ async fn other_tools_find_what_they_read() {
         resolve(&host.repo(), &guard_ref()).unwrap(),
         Some(imported.commit)
     );
-    drop_placeholder(&host.repo()).unwrap();
-    drop_placeholder(&host.repo()).unwrap();
-    assert_eq!(resolve(&host.repo(), &guard_ref()).unwrap(), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
