@@ -101,10 +101,16 @@ Examples:
     /// The running system does not change. An update that is staged already is replaced by
     /// a newer one, and a line says so. Succeeds without doing anything when the newest
     /// image is booted or staged.
+    ///
+    /// With --lock any reboot, also after a power cut, goes on with what runs now, until
+    /// `osteward apply` reboots into the update or `osteward unlock` lets the next reboot do
+    /// it. (This is what `bootc upgrade --download-only` does.) What is staged and locked is
+    /// gone after a reboot, but not what was downloaded.
     #[command(after_help = "\
 Examples:
   osteward upgrade
   osteward upgrade --apply                 reboot into it when it is staged
+  osteward upgrade --lock                  stage it, and let only `osteward apply` reboot into it
   osteward upgrade --digest sha256:0123…   exactly this image, whatever the tag says")]
     Upgrade(UpgradeArgs),
     /// Stage another image, and track it from then on
@@ -123,8 +129,21 @@ Examples:
     Rollback(RollbackArgs),
     /// Reboot into what is staged or queued
     ///
-    /// Goes through systemd-logind, so whoever inhibits a shutdown is respected.
+    /// Goes through systemd-logind, so whoever inhibits a shutdown is respected. What is
+    /// staged and locked is unlocked for this reboot only.
     Apply(ApplyArgs),
+    /// Let no reboot switch to the staged update
+    ///
+    /// The host goes on with what runs now whenever it is rebooted, until `osteward apply` or
+    /// `osteward unlock`. A reboot takes the update off the list; `osteward upgrade` stages it
+    /// again without downloading it again.
+    Lock(LockArgs),
+    /// Let the next reboot switch to the staged update
+    #[command(after_help = "\
+Examples:
+  osteward upgrade --lock                  on Monday: everything but the switch
+  osteward unlock                          on Friday: whoever reboots next gets it")]
+    Unlock(LockArgs),
     /// Throw things away: staged, rollback, cache, unreferenced
     #[command(after_help = "\
 Examples:
@@ -155,6 +174,8 @@ impl Verb {
             Verb::Switch(_) => "switch",
             Verb::Rollback(_) => "rollback",
             Verb::Apply(_) => "apply",
+            Verb::Lock(_) => "lock",
+            Verb::Unlock(_) => "unlock",
             Verb::Discard(_) => "discard",
             Verb::Jobs => "jobs",
             Verb::Cancel(_) => "cancel",
@@ -217,9 +238,30 @@ pub(crate) struct UpgradeArgs {
     /// Fail rather than replace another update that is staged
     #[arg(long)]
     pub(crate) keep_staged: bool,
+    #[command(flatten)]
+    pub(crate) finalization: Finalization,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+}
+
+/// What becomes of the staged update, common to `upgrade` and `switch`. Without any of them
+/// an update takes over the lock of the one that it replaces.
+#[derive(Debug, Args)]
+pub(crate) struct Finalization {
     /// Reboot when it is staged
-    #[arg(long)]
+    #[arg(long, conflicts_with = "lock")]
     pub(crate) apply: bool,
+    /// Let no reboot but that of `osteward apply` switch to it
+    #[arg(long, conflicts_with = "unlock")]
+    pub(crate) lock: bool,
+    /// Let the next reboot switch to it, even if what was staged before was locked
+    #[arg(long)]
+    pub(crate) unlock: bool,
+}
+
+/// Arguments of `lock` and `unlock`.
+#[derive(Debug, Args)]
+pub(crate) struct LockArgs {
     #[command(flatten)]
     pub(crate) wait: Wait,
 }
@@ -238,9 +280,8 @@ pub(crate) struct SwitchArgs {
     /// Replace an update that is staged
     #[arg(long)]
     pub(crate) replace_staged: bool,
-    /// Reboot when it is staged
-    #[arg(long)]
-    pub(crate) apply: bool,
+    #[command(flatten)]
+    pub(crate) finalization: Finalization,
     #[command(flatten)]
     pub(crate) wait: Wait,
 }
@@ -345,7 +386,7 @@ mod tests {
 
     #[test]
     fn verbs_know_their_own_names() {
-        let lines: [&[&str]; 11] = [
+        let lines: [&[&str]; 13] = [
             &["status"],
             &["check"],
             &["download"],
@@ -353,6 +394,8 @@ mod tests {
             &["switch", "x"],
             &["rollback"],
             &["apply"],
+            &["lock"],
+            &["unlock"],
             &["discard", "cache"],
             &["jobs"],
             &["cancel"],
@@ -367,8 +410,10 @@ mod tests {
 
     #[test]
     fn wrong_lines_are_usage_errors() {
-        let lines: [&[&str]; 5] = [
+        let lines: [&[&str]; 7] = [
             &["upgrade", "--nonsense"],
+            &["upgrade", "--lock", "--apply"],
+            &["switch", "x", "--lock", "--unlock"],
             &["switch"],
             &["discard"],
             &["discard", "everything"],

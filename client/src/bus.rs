@@ -6,8 +6,9 @@
 
 use osteward_dbus::options::NoOptions;
 use osteward_dbus::types::{Dict, Status};
-use osteward_dbus::{HostProxy, JobProxy};
+use osteward_dbus::{DeploymentProxy, HostProxy, JobProxy, NO_OBJECT};
 use zbus::connection::Builder;
+use zbus::proxy::CacheProperties;
 use zbus::{Connection, OwnedObjectPath};
 
 use crate::fail::Failure;
@@ -79,11 +80,32 @@ impl Bus {
                 )
             }
             Request::Apply(options) => call!(ask, host, apply | apply_interactive, options),
+            Request::SetLocked(locked, options) => {
+                let deployment = self.staged(&host).await?;
+                call!(
+                    ask,
+                    deployment,
+                    set_locked | set_locked_interactive,
+                    *locked,
+                    options
+                )
+            }
             Request::Discard(what, options) => {
                 call!(ask, host, discard | discard_interactive, what, options)
             }
         };
         Ok(path?)
+    }
+
+    /// What is staged.
+    async fn staged(&self, host: &HostProxy<'_>) -> Result<DeploymentProxy<'_>, Failure> {
+        let path = host.staged_deployment().await?;
+        if path.as_str() == NO_OBJECT {
+            let text = "nothing is staged, so there is nothing to lock or unlock";
+            return Err(Failure::new("org.osteward1.Error.NoUpdate", text));
+        }
+        let proxy = DeploymentProxy::builder(&self.connection).path(path);
+        Ok(proxy.cache_properties(CacheProperties::No).build().await?)
     }
 
     /// `Job.Cancel` on the job at `path`.

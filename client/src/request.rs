@@ -5,13 +5,13 @@
 //! hold; the one exception is `replace-staged`, which `osteward upgrade` sets.
 
 use osteward_dbus::options::{
-    ApplyOptions, CancelRollbackOptions, CheckOptions, DiscardOptions, DownloadOptions,
-    RollbackOptions, UpgradeOptions,
+    ApplyOptions, CancelRollbackOptions, CheckOptions, Common, DiscardOptions, DownloadOptions,
+    ManageOptions, RollbackOptions, UpgradeOptions,
 };
 
 use crate::args::{
-    ApplyArgs, CheckArgs, DiscardArgs, Discardable, DownloadArgs, RollbackArgs, SwitchArgs,
-    UpgradeArgs, Verb,
+    ApplyArgs, CheckArgs, DiscardArgs, Discardable, DownloadArgs, Finalization, RollbackArgs,
+    SwitchArgs, UpgradeArgs, Verb,
 };
 
 /// What this client calls itself in `Job.StartedByLabel`.
@@ -34,6 +34,8 @@ pub(crate) enum Request {
     CancelRollback(CancelRollbackOptions),
     /// `Host.Apply`
     Apply(ApplyOptions),
+    /// `Deployment.SetLocked` of what is staged
+    SetLocked(bool, ManageOptions),
     /// `Host.Discard`
     Discard(Vec<&'static str>, DiscardOptions),
 }
@@ -41,6 +43,13 @@ pub(crate) enum Request {
 /// A switch that was not given is left to the daemon.
 fn given(switch: bool) -> Option<bool> {
     switch.then_some(true)
+}
+
+impl Finalization {
+    /// The option `lock`: on, off, or as it is.
+    fn locked(&self) -> Option<bool> {
+        (self.lock || self.unlock).then_some(self.lock)
+    }
 }
 
 fn reboot(apply: bool) -> Option<String> {
@@ -51,122 +60,109 @@ impl Request {
     /// The request of a verb and whether to wait for its end; `None` for the verbs that
     /// start no job.
     pub(crate) fn of(verb: &Verb, reason: Option<&str>) -> Option<(Self, bool)> {
-        let signed = Signed {
+        let (request, wait) = match verb {
+            Verb::Check(args) => (check(args), &args.wait),
+            Verb::Download(args) => (download(args), &args.wait),
+            Verb::Upgrade(args) => (upgrade(args), &args.wait),
+            Verb::Switch(args) => (switch(args), &args.wait),
+            Verb::Rollback(args) if args.cancel => {
+                (Self::CancelRollback(Default::default()), &args.wait)
+            }
+            Verb::Rollback(args) => (rollback(args), &args.wait),
+            Verb::Apply(args) => (apply(args), &args.wait),
+            Verb::Lock(args) => (Self::SetLocked(true, Default::default()), &args.wait),
+            Verb::Unlock(args) => (Self::SetLocked(false, Default::default()), &args.wait),
+            Verb::Discard(args) => (discard(args), &args.wait),
+            Verb::Status(_) | Verb::Jobs | Verb::Cancel(_) | Verb::Watch(_) => return None,
+        };
+        let common = Common {
             client_label: Some(LABEL.to_owned()),
             reason: reason.map(str::to_owned),
         };
-        let (request, wait) = match verb {
-            Verb::Check(args) => (signed.check(args), &args.wait),
-            Verb::Download(args) => (signed.download(args), &args.wait),
-            Verb::Upgrade(args) => (signed.upgrade(args), &args.wait),
-            Verb::Switch(args) => (signed.switch(args), &args.wait),
-            Verb::Rollback(args) if args.cancel => (signed.cancel_rollback(), &args.wait),
-            Verb::Rollback(args) => (signed.rollback(args), &args.wait),
-            Verb::Apply(args) => (signed.apply(args), &args.wait),
-            Verb::Discard(args) => (signed.discard(args), &args.wait),
-            Verb::Status(_) | Verb::Jobs | Verb::Cancel(_) | Verb::Watch(_) => return None,
-        };
-        Some((request, !wait.no_wait))
+        Some((request.signed(common), !wait.no_wait))
+    }
+
+    /// The request with the options that every method takes.
+    fn signed(self, common: Common) -> Self {
+        match self {
+            Self::Check(options) => Self::Check(options.with_common(common)),
+            Self::Download(options) => Self::Download(options.with_common(common)),
+            Self::Upgrade(options) => Self::Upgrade(options.with_common(common)),
+            Self::Switch(image, options) => Self::Switch(image, options.with_common(common)),
+            Self::Rollback(options) => Self::Rollback(options.with_common(common)),
+            Self::CancelRollback(options) => Self::CancelRollback(options.with_common(common)),
+            Self::Apply(options) => Self::Apply(options.with_common(common)),
+            Self::SetLocked(locked, options) => {
+                Self::SetLocked(locked, options.with_common(common))
+            }
+            Self::Discard(what, options) => Self::Discard(what, options.with_common(common)),
+        }
     }
 }
 
-/// Who asks and why: the two options that every method takes.
-struct Signed {
-    client_label: Option<String>,
-    reason: Option<String>,
+fn check(args: &CheckArgs) -> Request {
+    Request::Check(CheckOptions {
+        max_age: args.max_age,
+        ..Default::default()
+    })
 }
 
-impl Signed {
-    fn check(self, args: &CheckArgs) -> Request {
-        let Self {
-            client_label,
-            reason,
-        } = self;
-        Request::Check(CheckOptions {
-            max_age: args.max_age,
-            client_label,
-            reason,
-        })
-    }
+fn download(args: &DownloadArgs) -> Request {
+    Request::Download(DownloadOptions {
+        digest: args.digest.clone(),
+        allow_downgrade: given(args.allow_downgrade),
+        ..Default::default()
+    })
+}
 
-    fn download(self, args: &DownloadArgs) -> Request {
-        Request::Download(DownloadOptions {
-            digest: args.digest.clone(),
-            allow_downgrade: given(args.allow_downgrade),
-            client_label: self.client_label,
-            reason: self.reason,
-        })
-    }
+fn upgrade(args: &UpgradeArgs) -> Request {
+    Request::Upgrade(UpgradeOptions {
+        digest: args.digest.clone(),
+        allow_downgrade: given(args.allow_downgrade),
+        replace_staged: Some(!args.keep_staged),
+        lock: args.finalization.locked(),
+        apply: reboot(args.finalization.apply),
+        ..Default::default()
+    })
+}
 
-    fn upgrade(self, args: &UpgradeArgs) -> Request {
-        Request::Upgrade(UpgradeOptions {
-            digest: args.digest.clone(),
-            allow_downgrade: given(args.allow_downgrade),
-            replace_staged: Some(!args.keep_staged),
-            apply: reboot(args.apply),
-            client_label: self.client_label,
-            reason: self.reason,
-        })
-    }
+fn switch(args: &SwitchArgs) -> Request {
+    let options = UpgradeOptions {
+        digest: args.digest.clone(),
+        allow_downgrade: given(args.allow_downgrade),
+        replace_staged: given(args.replace_staged),
+        lock: args.finalization.locked(),
+        apply: reboot(args.finalization.apply),
+        ..Default::default()
+    };
+    Request::Switch(args.image.clone(), options)
+}
 
-    fn switch(self, args: &SwitchArgs) -> Request {
-        let options = UpgradeOptions {
-            digest: args.digest.clone(),
-            allow_downgrade: given(args.allow_downgrade),
-            replace_staged: given(args.replace_staged),
-            apply: reboot(args.apply),
-            client_label: self.client_label,
-            reason: self.reason,
-        };
-        Request::Switch(args.image.clone(), options)
-    }
+fn rollback(args: &RollbackArgs) -> Request {
+    Request::Rollback(RollbackOptions {
+        digest: args.digest.clone(),
+        discard_staged: given(args.discard_staged),
+        quarantine: args.no_quarantine.then_some(false),
+        apply: reboot(args.apply),
+        ..Default::default()
+    })
+}
 
-    fn rollback(self, args: &RollbackArgs) -> Request {
-        Request::Rollback(RollbackOptions {
-            digest: args.digest.clone(),
-            discard_staged: given(args.discard_staged),
-            quarantine: args.no_quarantine.then_some(false),
-            apply: reboot(args.apply),
-            client_label: self.client_label,
-            reason: self.reason,
-        })
-    }
+fn apply(args: &ApplyArgs) -> Request {
+    Request::Apply(ApplyOptions {
+        digest: args.digest.clone(),
+        ignore_inhibitors: given(args.ignore_inhibitors),
+        ..Default::default()
+    })
+}
 
-    fn cancel_rollback(self) -> Request {
-        let Self {
-            client_label,
-            reason,
-        } = self;
-        Request::CancelRollback(CancelRollbackOptions {
-            client_label,
-            reason,
-        })
-    }
-
-    fn apply(self, args: &ApplyArgs) -> Request {
-        Request::Apply(ApplyOptions {
-            digest: args.digest.clone(),
-            ignore_inhibitors: given(args.ignore_inhibitors),
-            client_label: self.client_label,
-            reason: self.reason,
-        })
-    }
-
-    fn discard(self, args: &DiscardArgs) -> Request {
-        let what = args.what.iter().copied().map(word).collect();
-        let Self {
-            client_label,
-            reason,
-        } = self;
-        Request::Discard(
-            what,
-            DiscardOptions {
-                dry_run: given(args.dry_run),
-                client_label,
-                reason,
-            },
-        )
-    }
+fn discard(args: &DiscardArgs) -> Request {
+    let what = args.what.iter().copied().map(word).collect();
+    let options = DiscardOptions {
+        dry_run: given(args.dry_run),
+        ..Default::default()
+    };
+    Request::Discard(what, options)
 }
 
 /// The word of `Host.Discard`.

@@ -24,9 +24,16 @@ pub(crate) fn lines(
         ("download", false) => vec![format!("Nothing to download: {what} is here already.")],
         ("upgrade" | "switch", true) => {
             let mut lines = replaced(before, after).into_iter().collect::<Vec<_>>();
-            lines.push(format!("Staged {what} for the next boot."));
+            lines.push(match locked(job) {
+                Some(true) => format!("Staged {what}, locked: {LOCKED}"),
+                _ => format!("Staged {what} for the next boot."),
+            });
             lines
         }
+        ("lock", true) => vec![format!("Locked {what}: {LOCKED}")],
+        ("lock", false) => vec![format!("Nothing to do: {what} is locked already.")],
+        ("unlock", true) => vec![format!("Unlocked {what}: the next boot gives it.")],
+        ("unlock", false) => vec![format!("Nothing to do: {what} is not locked.")],
         ("upgrade", false) => vec![format!(
             "Nothing to do: {what} is the newest image and here already."
         )],
@@ -45,7 +52,11 @@ pub(crate) fn lines(
         ("apply", _) => vec!["The host reboots.".to_owned()],
         (kind, _) => vec![format!("{} is done.", crate::text::plain(kind))],
     };
-    if matches!(job.kind.as_str(), "upgrade" | "switch" | "rollback") && changed {
+    if matches!(
+        job.kind.as_str(),
+        "upgrade" | "switch" | "rollback" | "unlock"
+    ) && changed
+    {
         let reboots = job.phase == "rebooting";
         let next = if reboots {
             "The host reboots."
@@ -55,6 +66,15 @@ pub(crate) fn lines(
         lines.push(next.to_owned());
     }
     lines
+}
+
+/// What a lock means.
+const LOCKED: &str =
+    "reboots go on with what runs now until `osteward apply` or `osteward unlock`.";
+
+/// Whether the job left what is staged locked; `None` if that was none of its business.
+fn locked(job: &JobInfo) -> Option<bool> {
+    flag(&job.result, "locked")
 }
 
 /// The deployment that waits for finalization.

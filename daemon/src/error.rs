@@ -185,6 +185,7 @@ fn sysroot_to_bus(error: &sysroot::Error, text: String) -> Bus {
         sysroot::Error::NoDeployment(_) => Bus::NoRollback(text),
         sysroot::Error::NoSpace(_) => Bus::NoSpace(text),
         sysroot::Error::Image(_) => Bus::ImageInvalid(text),
+        sysroot::Error::CannotLock(_) => Bus::NotSupported(text),
         sysroot::Error::Cancelled => Bus::Cancelled(text),
         sysroot::Error::Ostree(_) => Bus::Failed(text),
     }

@@ -47,6 +47,8 @@ pub enum Command {
     Apply,
     /// Remove what is not needed.
     Discard,
+    /// Lock, unlock, pin or remove one deployment.
+    Manage,
 }
 
 /// Why not.
@@ -88,14 +90,15 @@ pub fn next(state: State, command: Command) -> Result<State, Refused> {
         (S::Working, C::Download | C::Upgrade | C::Switch | C::Rollback { .. }) => {
             Err(Refused::Busy)
         }
-        (S::Working, C::CancelRollback | C::Apply | C::Discard) => Err(Refused::Busy),
+        (S::Working, C::CancelRollback | C::Apply | C::Discard | C::Manage) => Err(Refused::Busy),
 
         // Whoever went back must not find a newer image at the next boot instead.
         (S::RollbackQueued, C::Upgrade | C::Switch) => Err(Refused::RollbackPending),
         (S::Unknown | S::Idle | S::Staged, C::Upgrade | C::Switch)
-        | (S::Unknown | S::Idle | S::Staged | S::RollbackQueued, C::Download | C::Discard) => {
-            Ok(S::Working)
-        }
+        | (
+            S::Unknown | S::Idle | S::Staged | S::RollbackQueued,
+            C::Download | C::Discard | C::Manage,
+        ) => Ok(S::Working),
 
         (
             S::Idle | S::Staged | S::RollbackQueued,
@@ -159,6 +162,7 @@ mod tests {
             C::CancelRollback,
             C::Apply,
             C::Discard,
+            C::Manage,
         ] {
             assert_eq!(next(S::Working, command), Err(Refused::Busy), "{command:?}");
         }
@@ -186,6 +190,7 @@ mod tests {
             C::CancelRollback,
             C::Apply,
             C::Discard,
+            C::Manage,
         ] {
             assert_eq!(next(S::NotBooted, command), Err(Refused::NotBooted));
             assert_eq!(next(S::Broken, command), Err(Refused::Broken));
@@ -227,6 +232,7 @@ mod tests {
                 BACK,
                 C::Apply,
                 C::Discard,
+                C::Manage,
             ] {
                 if let Ok(after) = next(state, command) {
                     assert!(after == S::Working || (after == state && command == C::Check));

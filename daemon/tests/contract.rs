@@ -119,15 +119,18 @@ mod contract {
         };
         let engine = Engine::spawn(parts, mpsc::channel(1).1);
         let called = record_calls(&server);
-        service::serve(&server, engine.clone(), Logind::new(server.clone()))
+        let publisher = service::serve(&server, engine.clone(), Logind::new(server.clone()))
             .await
             .unwrap();
         let objects = server.object_server();
-        let job = service::Job::new(engine, watch::channel(job()).1);
+        let job = service::Job::new(engine.clone(), watch::channel(job()).1);
         objects.at(JOB, job).await.unwrap();
         let record = watch::channel(deployment()).1;
         objects
-            .at(DEPLOYMENT, service::Deployment::new(record))
+            .at(
+                DEPLOYMENT,
+                service::Deployment::new(record, engine, publisher),
+            )
             .await
             .unwrap();
         objects
@@ -315,6 +318,8 @@ mod contract {
     /// On a host without ostree every operation says so, by name.
     async fn ask_for_everything(client: &Connection) {
         let host = HostProxy::new(client).await.unwrap();
+        let deployment = DeploymentProxy::builder(client).path(DEPLOYMENT);
+        let deployment = deployment.build().await.unwrap();
         // Until the first look at the sysroot nothing can be refused; its end is announced.
         while host.reboot_required().await.unwrap() != "unknown" {}
         let answers = [
@@ -328,6 +333,7 @@ mod contract {
                 .await,
             host.apply(&ApplyOptions::default()).await,
             host.discard(&["cache"], &DiscardOptions::default()).await,
+            deployment.set_locked(true, &ManageOptions::default()).await,
         ];
         for answer in answers {
             match answer {

@@ -2,8 +2,7 @@
 //!
 //! Owns which keys a method knows. Invariant: parsing is strict; an unknown key or a
 //! value of another type never reaches the daemon's code (zbus answers `InvalidArgs`).
-//! Keys are kebab-case. Every job-making method also takes `client-label` (shown in
-//! `Job.StartedByLabel`, at most 128 characters) and `reason` (journal and polkit detail).
+//! Keys are kebab-case. Every job-making method also takes the keys of [`Common`].
 
 use zbus::{DeserializeDict, SerializeDict, Type};
 
@@ -18,8 +17,35 @@ macro_rules! options {
             pub client_label: Option<String>,
             /// Why, for the journal and for polkit rules.
             pub reason: Option<String>,
+        }
+
+        impl $name {
+            /// The options that every job-making method takes.
+            pub fn common(&self) -> Common {
+                Common {
+                    client_label: self.client_label.clone(),
+                    reason: self.reason.clone(),
+                }
+            }
+
+            /// The same options with others of those that every method takes.
+            #[must_use]
+            pub fn with_common(mut self, common: Common) -> Self {
+                self.client_label = common.client_label;
+                self.reason = common.reason;
+                self
+            }
         })+
     };
+}
+
+/// The options that every job-making method takes.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Common {
+    /// Who asks, for display only (`Job.StartedByLabel`); at most 128 characters.
+    pub client_label: Option<String>,
+    /// Why, for the journal and for polkit rules; at most 1024 characters.
+    pub reason: Option<String>,
 }
 
 options! {
@@ -43,6 +69,9 @@ options! {
         allow_downgrade: bool,
         /// Replace another update that is staged already.
         replace_staged: bool,
+        /// Whether to keep it from finalization, so that no reboot but `Apply`'s switches to it
+        /// (default: as what is staged already, else not).
+        lock: bool,
         /// What to do when it is staged: `none` (default) or `reboot`.
         apply: String,
     }
@@ -66,6 +95,8 @@ options! {
         /// Reboot although a logind inhibitor forbids it.
         ignore_inhibitors: bool,
     }
+    /// Options of the methods of a deployment: only those of every job.
+    ManageOptions {}
     /// Options of `Host.Discard`.
     DiscardOptions {
         /// Change nothing, only tell in `Job.Result` what would go, and the least it would free.

@@ -10,8 +10,8 @@ mod tests {
     use osteward_dbus::{
         Error, INTERFACES,
         options::{
-            ApplyOptions, CancelRollbackOptions, CheckOptions, DiscardOptions, DownloadOptions,
-            NoOptions, RollbackOptions, UpgradeOptions,
+            ApplyOptions, CancelRollbackOptions, CheckOptions, Common, DiscardOptions,
+            DownloadOptions, NoOptions, RollbackOptions, UpgradeOptions,
         },
         types::{
             DeploymentInfo, Dict, HostInfo, JobInfo, Status, UpdateInfo, from_dict, property_name,
@@ -329,49 +329,48 @@ mod tests {
         Some("text".to_owned())
     }
 
+    fn common() -> Common {
+        Common {
+            client_label: text(),
+            reason: text(),
+        }
+    }
+
     /// The keys of each method's options, from records with every field set.
     fn option_keys() -> Vec<(&'static str, Vec<String>)> {
         let check = CheckOptions {
             max_age: Some(1),
-            client_label: text(),
-            reason: text(),
+            ..CheckOptions::default().with_common(common())
         };
         let download = DownloadOptions {
             digest: text(),
             allow_downgrade: Some(true),
-            client_label: text(),
-            reason: text(),
+            ..DownloadOptions::default().with_common(common())
         };
         let upgrade = UpgradeOptions {
             digest: text(),
             allow_downgrade: Some(true),
             replace_staged: Some(true),
+            lock: Some(true),
             apply: text(),
-            client_label: text(),
-            reason: text(),
+            ..UpgradeOptions::default().with_common(common())
         };
         let rollback = RollbackOptions {
             digest: text(),
             discard_staged: Some(true),
             quarantine: Some(true),
             apply: text(),
-            client_label: text(),
-            reason: text(),
+            ..RollbackOptions::default().with_common(common())
         };
-        let cancel = CancelRollbackOptions {
-            client_label: text(),
-            reason: text(),
-        };
+        let cancel = CancelRollbackOptions::default().with_common(common());
         let apply = ApplyOptions {
             digest: text(),
             ignore_inhibitors: Some(true),
-            client_label: text(),
-            reason: text(),
+            ..ApplyOptions::default().with_common(common())
         };
         let discard = DiscardOptions {
             dry_run: Some(true),
-            client_label: text(),
-            reason: text(),
+            ..DiscardOptions::default().with_common(common())
         };
         [
             ("Check", to_dict(&check)),

@@ -20,6 +20,7 @@ pub type Session = (String, u32, String, String, OwnedObjectPath);
 struct Notes {
     inhibitors: Vec<Inhibitor>,
     sessions: Vec<Session>,
+    refuses: bool,
     reboots: usize,
 }
 
@@ -49,7 +50,11 @@ impl Manager {
         if interactive {
             return Err(zbus::fdo::Error::InvalidArgs("nobody is there".into()));
         }
-        lock(&self.notes).reboots += 1;
+        let mut notes = lock(&self.notes);
+        if notes.refuses {
+            return Err(zbus::fdo::Error::Failed("not now".into()));
+        }
+        notes.reboots += 1;
         Ok(())
     }
 }
@@ -100,7 +105,12 @@ impl Logind {
         lock(&self.notes).sessions = users.iter().map(session).collect();
     }
 
-    /// How often a reboot was asked for.
+    /// From now on every call of `Reboot` fails, or none.
+    pub fn refuse_reboots(&self, refuses: bool) {
+        lock(&self.notes).refuses = refuses;
+    }
+
+    /// How often a reboot was asked for and not refused.
     pub fn reboots(&self) -> usize {
         lock(&self.notes).reboots
     }

@@ -1,15 +1,18 @@
 //! `Apply`: reboot into what waits for the next boot, if nobody objects.
 //!
-//! Owns the checks before the reboot is asked for. logind does not ask for us (the call
-//! comes from root), so block inhibitors are read here; an inhibitor list that cannot be
-//! read counts as an objection: any doubt means "do not reboot". Other jobs that end in a
-//! reboot come through [`run`] too: another tool may have changed what boots next.
+//! Owns the checks before the reboot is asked for, and the unlocking of what is staged and
+//! locked: asking for the reboot into it is what its lock waits for. logind does not ask for us
+//! (the call comes from root), so block inhibitors are read here; an inhibitor list that cannot
+//! be read counts as an objection: any doubt means "do not reboot". Invariant: a reboot that
+//! does not come leaves a lock as it was. Other jobs that end in a reboot come through [`run`]
+//! too: another tool may have changed what boots next.
 
 use super::progress::Phase;
 use super::{Fact, Job, Outcome};
 use crate::error::Error;
 use crate::image::reference::Digest;
 use crate::observe::logind;
+use crate::sysroot::{Deployment, Snapshot};
 
 pub(super) async fn run(
     job: &Job,
@@ -17,14 +20,25 @@ pub(super) async fn run(
     ignore_inhibitors: bool,
 ) -> Result<Outcome, Error> {
     let snapshot = job.sysroot.snapshot().await?;
-    let booted = snapshot.booted().ok_or(Error::NotBooted)?;
-    let next = snapshot.next_boot().ok_or(Error::NotBooted)?;
-    if let Some(staged) = snapshot.staged().filter(|staged| staged.locked) {
-        return Err(Error::NoUpdate(format!(
-            "{} is staged, but its finalization is locked: a reboot would drop it",
-            staged.id
-        )));
+    let next = target(&snapshot, digest)?;
+    if next.locked {
+        unlock_and_reboot(job, next, ignore_inhibitors).await?;
+    } else {
+        ask_inhibitors(job, ignore_inhibitors).await?;
+        reboot(job).await?;
     }
+    Ok(Outcome {
+        facts: vec![("deployment", Fact::Deployment(next.id.clone()))],
+    })
+}
+
+/// What the reboot leads into: what is staged, locked or not, else the first of the boot order.
+fn target<'a>(snapshot: &'a Snapshot, digest: Option<&Digest>) -> Result<&'a Deployment, Error> {
+    let booted = snapshot.booted().ok_or(Error::NotBooted)?;
+    let staged = snapshot.staged();
+    let next = staged
+        .or_else(|| snapshot.next_boot())
+        .ok_or(Error::NotBooted)?;
     if next.id == booted.id {
         return Err(Error::NoUpdate(
             "nothing waits for the next boot; stage an update or roll back first".into(),
@@ -39,14 +53,30 @@ pub(super) async fn run(
                 .map_or("a deployment that is no container image", Digest::as_str)
         )));
     }
-    reboot(job, ignore_inhibitors).await?;
-    Ok(Outcome {
-        facts: vec![("deployment", Fact::Deployment(next.id.clone()))],
-    })
+    Ok(next)
 }
 
-/// Asks logind for the reboot unless somebody inhibits it.
-async fn reboot(job: &Job, ignore_inhibitors: bool) -> Result<(), Error> {
+/// Unlocks `staged` for this reboot only. The sysroot lock is held until logind has answered,
+/// so that nobody puts another deployment in its place meanwhile.
+async fn unlock_and_reboot(
+    job: &Job,
+    staged: &Deployment,
+    ignore_inhibitors: bool,
+) -> Result<(), Error> {
+    let lock = job.sysroot.lock(job.config.lock_wait, &job.cancel).await?;
+    ask_inhibitors(job, ignore_inhibitors).await?;
+    job.progress.say("unlocking the finalization");
+    lock.set_finalization(staged.id.clone(), false).await?;
+    let asked = reboot(job).await;
+    if asked.is_err()
+        && let Err(error) = lock.set_finalization(staged.id.clone(), true).await
+    {
+        tracing::error!(%error, "what is staged stays unlocked: any reboot switches to it");
+    }
+    asked
+}
+
+async fn ask_inhibitors(job: &Job, ignore_inhibitors: bool) -> Result<(), Error> {
     job.check_cancelled()?;
     job.progress
         .enter(Phase::Rebooting, "asking logind for the reboot");
@@ -56,6 +86,10 @@ async fn reboot(job: &Job, ignore_inhibitors: bool) -> Result<(), Error> {
             "{who} forbids the reboot: {why}; what is staged stays staged"
         )));
     }
+    Ok(())
+}
+
+async fn reboot(job: &Job) -> Result<(), Error> {
     job.progress.point_of_no_return();
     job.check_cancelled()?;
     Ok(job.logind.reboot().await?)

@@ -8,6 +8,7 @@
 mod apply;
 mod check;
 mod discard;
+mod finalization;
 pub mod progress;
 mod rollback;
 mod source;
@@ -65,6 +66,13 @@ pub enum Request {
         /// Although an inhibitor forbids it.
         ignore_inhibitors: bool,
     },
+    /// Lock or unlock the finalization of a staged deployment.
+    SetFinalization {
+        /// Its id.
+        deployment: String,
+        /// Lock it.
+        locked: bool,
+    },
     /// Remove what is not needed.
     Discard {
         /// What.
@@ -98,6 +106,8 @@ impl Request {
             Request::Rollback { .. } => "rollback",
             Request::CancelRollback => "cancel-rollback",
             Request::Apply { .. } => "apply",
+            Request::SetFinalization { locked: true, .. } => "lock",
+            Request::SetFinalization { locked: false, .. } => "unlock",
             Request::Discard { .. } => "discard",
         }
     }
@@ -110,6 +120,7 @@ impl Request {
             Request::Upgrade(_) | Request::Switch(..) => phases::UPGRADE,
             Request::Rollback { .. } | Request::CancelRollback => phases::ROLLBACK,
             Request::Apply { .. } => phases::APPLY,
+            Request::SetFinalization { .. } => phases::FINALIZATION,
             Request::Discard { .. } => phases::DISCARD,
         }
     }
@@ -132,6 +143,7 @@ impl Request {
             },
             Request::CancelRollback => Command::CancelRollback,
             Request::Apply { .. } => Command::Apply,
+            Request::SetFinalization { .. } => Command::Manage,
             Request::Discard { .. } => Command::Discard,
         }
     }
@@ -151,6 +163,7 @@ impl Request {
             Request::Rollback { .. }
             | Request::CancelRollback
             | Request::Apply { .. }
+            | Request::SetFinalization { .. }
             | Request::Discard { .. } => false,
         }
     }
@@ -241,6 +254,9 @@ impl Job {
                 digest,
                 ignore_inhibitors,
             } => apply::run(self, digest.as_ref(), *ignore_inhibitors).await,
+            Request::SetFinalization { deployment, locked } => {
+                finalization::run(self, deployment, *locked).await
+            }
             Request::Discard { what, dry_run } => discard::run(self, what, *dry_run).await,
         }
     }

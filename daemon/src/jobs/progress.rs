@@ -79,6 +79,8 @@ pub mod phases {
     pub const ROLLBACK: Phases = &[(Phase::Bootloader, 1.0)];
     /// `Apply`.
     pub const APPLY: Phases = &[(Phase::Rebooting, 1.0)];
+    /// `SetLocked` of a deployment.
+    pub const FINALIZATION: Phases = &[(Phase::Staging, 1.0)];
     /// `Discard`.
     pub const DISCARD: Phases = &[(Phase::Cleaning, 1.0)];
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::progress::Phase;
 use super::source::{self, Found};
-use super::{Fact, Facts, Job, Outcome, apply, direction};
+use super::{Fact, Facts, Job, Outcome, apply, direction, finalization};
 use crate::error::{Error, ROLLBACK_PENDING};
 use crate::image::layout::Image;
 use crate::image::reference::{Digest, OriginReference};
@@ -25,6 +25,8 @@ pub struct Pull {
     pub allow_downgrade: bool,
     /// Also if another update is staged already.
     pub replace_staged: bool,
+    /// Whether it is kept from finalization; `None`: as what is staged already, if anything.
+    pub lock: Option<bool>,
     /// Reboot when it is staged.
     pub apply: bool,
 }
@@ -147,12 +149,7 @@ async fn pull_and_stage(
     let found = source::resolve(job, origin, pull.digest.as_ref()).await?;
     if let Decision::Nothing(why) = decide(snapshot, &found, pull, is_quarantined(job, &found)?)? {
         job.progress.say(why);
-        let mut facts = facts_of(job, &found, false);
-        facts.push(("reboot", reboot_fact(snapshot.staged().is_some())));
-        if pull.apply && snapshot.staged().is_some() {
-            apply::run(job, Some(&found.image.digest), false).await?;
-        }
-        return Ok(Outcome { facts });
+        return nothing_to_pull(job, snapshot, &found, pull).await;
     }
     let imported = import(job, &found).await?;
     let mut facts = facts_of(job, &found, true);
@@ -160,6 +157,31 @@ async fn pull_and_stage(
     stage(job, &found, pull, imported.commit, &mut facts).await?;
     if pull.apply {
         apply::run(job, Some(&found.image.digest), false).await?;
+    }
+    Ok(Outcome { facts })
+}
+
+/// What is asked for is here: all that can be done is to turn its lock and to reboot.
+async fn nothing_to_pull(
+    job: &Job,
+    snapshot: &Snapshot,
+    found: &Found,
+    pull: &Pull,
+) -> Result<Outcome, Error> {
+    let digest = &found.image.digest;
+    let Some(staged) = snapshot.staged() else {
+        let mut facts = facts_of(job, found, false);
+        facts.push(("reboot", reboot_fact(false)));
+        return Ok(Outcome { facts });
+    };
+    let locked = pull.lock.unwrap_or(staged.locked);
+    let changed = locked != staged.locked && finalization::of_image(job, digest, locked).await?;
+    let mut facts = facts_of(job, found, changed);
+    facts.push(("deployment", Fact::Deployment(staged.id.clone())));
+    facts.push(("locked", Fact::Flag(locked)));
+    facts.push(("reboot", reboot_fact(!locked)));
+    if pull.apply {
+        apply::run(job, Some(digest), false).await?;
     }
     Ok(Outcome { facts })
 }
@@ -196,7 +218,7 @@ fn facts_of(job: &Job, found: &Found, changed: bool) -> Facts {
     facts
 }
 
-fn reboot_fact(needed: bool) -> Fact {
+pub(super) fn reboot_fact(needed: bool) -> Fact {
     Fact::Text(if needed { "reboot" } else { "none" }.into())
 }
 
@@ -237,16 +259,21 @@ async fn stage(
     refuse_beside_rollback(&snapshot)?;
     if let Decision::Nothing(why) = decide(&snapshot, found, pull, is_quarantined(job, found)?)? {
         job.progress.say(why);
-        facts.push(("reboot", reboot_fact(snapshot.staged().is_some())));
+        let staged = snapshot.staged().filter(|staged| !staged.locked);
+        facts.push(("reboot", reboot_fact(staged.is_some())));
         return Ok(());
     }
+    let was_locked = snapshot.staged().is_some_and(|staged| staged.locked);
+    let locked = pull.lock.unwrap_or(was_locked);
     if let Some(replaced) = snapshot.staged().and_then(|staged| staged.digest()) {
         job.progress.say(format!("replacing the staged {replaced}"));
         facts.push(("replaced", Fact::Text(replaced.to_string())));
     }
     job.progress.say("making the deployment");
     job.progress.part(0.3);
-    let staged = lock.stage(commit, &found.origin, &job.cancel).await?;
+    let staged = lock
+        .stage(commit, &found.origin, locked, &job.cancel)
+        .await?;
     job.progress.point_of_no_return();
     if pull.digest.is_some() {
         let digest = found.image.digest.to_string();
@@ -266,7 +293,8 @@ async fn stage(
         staged.serial
     );
     facts.push(("deployment", Fact::Deployment(id)));
-    facts.push(("reboot", reboot_fact(true)));
+    facts.push(("locked", Fact::Flag(staged.locked)));
+    facts.push(("reboot", reboot_fact(!staged.locked)));
     Ok(())
 }
 

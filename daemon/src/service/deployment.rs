@@ -2,28 +2,70 @@
 
 use std::collections::HashMap;
 
+use osteward_dbus::Error;
+use osteward_dbus::options::ManageOptions;
 use osteward_dbus::types::DeploymentInfo;
 use tokio::sync::watch;
+use zbus::message::Header;
+use zbus::{Connection, OwnedObjectPath};
+
+use super::auth::Action;
+use super::call::Call;
+use super::publish::Publisher;
+use crate::engine::Engine;
+use crate::jobs::Request;
 
 /// The object; its record is kept up to date by the publisher.
 #[derive(Debug)]
 pub struct Deployment {
     record: watch::Receiver<DeploymentInfo>,
+    engine: Engine,
+    publisher: Publisher,
 }
 
 impl Deployment {
     /// An object that shows that record.
-    pub fn new(record: watch::Receiver<DeploymentInfo>) -> Self {
-        Self { record }
+    pub fn new(
+        record: watch::Receiver<DeploymentInfo>,
+        engine: Engine,
+        publisher: Publisher,
+    ) -> Self {
+        Self {
+            record,
+            engine,
+            publisher,
+        }
     }
 
     fn record(&self) -> DeploymentInfo {
         self.record.borrow().clone()
     }
+
+    /// Authorises a call about this deployment and makes its job.
+    async fn manage(&self, call: Call<'_>, request: Request) -> Result<OwnedObjectPath, Error> {
+        let about = self.record();
+        let makers = (&self.engine, &self.publisher);
+        let about = (about.image.as_str(), about.digest.as_str());
+        call.start(makers, request, &[Action::Manage], about).await
+    }
 }
 
 #[zbus::interface(name = "org.osteward1.Deployment", introspection_docs = false)]
 impl Deployment {
+    #[zbus(out_args("job"))]
+    async fn set_locked(
+        &self,
+        locked: bool,
+        options: ManageOptions,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let call = Call::new(connection, header, options.common())?;
+        let deployment = self.record().id;
+        let request = Request::SetFinalization { deployment, locked };
+        self.manage(call, request).await
+    }
+
     #[zbus(property)]
     fn id(&self) -> String {
         self.record().id

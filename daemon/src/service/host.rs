@@ -13,10 +13,11 @@ use osteward_dbus::types::{Dict, HostInfo};
 use zbus::message::Header;
 use zbus::{Connection, OwnedObjectPath};
 
-use super::auth::{self, Action, Details};
+use super::auth::{self, Action};
+use super::call::Call;
 use super::publish::Publisher;
 use super::{parse, translate};
-use crate::engine::{Caller, Engine};
+use crate::engine::Engine;
 use crate::image::reference::Digest;
 use crate::jobs::{Pull, Request};
 use crate::observe::logind::Logind;
@@ -27,30 +28,6 @@ pub struct Host {
     engine: Engine,
     publisher: Publisher,
     logind: Logind,
-}
-
-/// A call on its way to becoming a job.
-struct Call<'a> {
-    connection: &'a Connection,
-    header: Header<'a>,
-    label: String,
-    reason: String,
-}
-
-impl<'a> Call<'a> {
-    fn new(
-        connection: &'a Connection,
-        header: Header<'a>,
-        label: Option<String>,
-        reason: Option<String>,
-    ) -> Result<Self, Error> {
-        Ok(Self {
-            connection,
-            header,
-            label: parse::label(label)?,
-            reason: parse::reason(reason)?,
-        })
-    }
 }
 
 impl Host {
@@ -75,27 +52,13 @@ impl Host {
         actions: &[Action],
         digest: Option<Digest>,
     ) -> Result<OwnedObjectPath, Error> {
-        let _attendance = self.engine.attend();
         let image = match &request {
             Request::Switch(origin, _) => origin.image.to_string(),
             _ => self.tracked_image(),
         };
-        let details = Details {
-            kind: request.kind(),
-            image: &image,
-            digest: digest.as_ref().map_or("", Digest::as_str),
-            reason: &call.reason,
-        };
-        let uid = auth::require(call.connection, &call.header, actions, &details).await?;
-        let caller = Caller {
-            uid,
-            label: call.label,
-            reason: call.reason,
-        };
-        let job = self.engine.submit(request, caller).await;
-        let job = job.map_err(|error| error.to_bus())?;
-        self.publisher.sync().await;
-        Ok(translate::job_path(job))
+        let digest = digest.as_ref().map_or("", Digest::as_str);
+        let makers = (&self.engine, &self.publisher);
+        call.start(makers, request, actions, (&image, digest)).await
     }
 
     fn tracked_image(&self) -> String {
@@ -154,7 +117,7 @@ impl Host {
         let request = Request::Check {
             max_age: options.max_age,
         };
-        let call = Call::new(connection, header, options.client_label, options.reason)?;
+        let call = Call::new(connection, header, options.common())?;
         self.start(call, request, &[Action::Check], None).await
     }
 
@@ -172,7 +135,7 @@ impl Host {
             ..Pull::default()
         };
         let action = self.pull_action(&pull, Action::Download);
-        let call = Call::new(connection, header, options.client_label, options.reason)?;
+        let call = Call::new(connection, header, options.common())?;
         self.start(call, Request::Download(pull), &[action], digest)
             .await
     }
@@ -186,7 +149,7 @@ impl Host {
     ) -> Result<OwnedObjectPath, Error> {
         let pull = parse::pull(&options)?;
         let digest = pull.digest.clone();
-        let call = Call::new(connection, header, options.client_label, options.reason)?;
+        let call = Call::new(connection, header, options.common())?;
         let mut actions = vec![self.pull_action(&pull, Action::UpgradeUnverified)];
         self.add_reboot(&mut actions, &call, pull.apply).await?;
         self.start(call, Request::Upgrade(pull), &actions, digest)
@@ -204,7 +167,7 @@ impl Host {
         let origin = parse::image(image)?;
         let pull = parse::pull(&options)?;
         let digest = pull.digest.clone();
-        let call = Call::new(connection, header, options.client_label, options.reason)?;
+        let call = Call::new(connection, header, options.common())?;
         let mut actions = vec![Action::Switch];
         self.add_reboot(&mut actions, &call, pull.apply).await?;
         self.start(call, Request::Switch(origin, pull), &actions, digest)
@@ -226,7 +189,7 @@ impl Host {
             quarantine: options.quarantine.unwrap_or(true),
             apply,
         };
-        let call = Call::new(connection, header, options.client_label, options.reason)?;
+        let call = Call::new(connection, header, options.common())?;
         let mut actions = vec![Action::Rollback];
         self.add_reboot(&mut actions, &call, apply).await?;
         self.start(call, request, &actions, digest).await
@@ -239,7 +202,7 @@ impl Host {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, Error> {
-        let call = Call::new(connection, header, options.client_label, options.reason)?;
+        let call = Call::new(connection, header, options.common())?;
         self.start(call, Request::CancelRollback, &[Action::Rollback], None)
             .await
     }
@@ -257,7 +220,7 @@ impl Host {
             digest: digest.clone(),
             ignore_inhibitors,
         };
-        let call = Call::new(connection, header, options.client_label, options.reason)?;
+        let call = Call::new(connection, header, options.common())?;
         let mut actions = Vec::new();
         self.add_reboot(&mut actions, &call, true).await?;
         if ignore_inhibitors {
@@ -278,7 +241,7 @@ impl Host {
             what: parse::discardables(&what)?,
             dry_run: options.dry_run.unwrap_or(false),
         };
-        let call = Call::new(connection, header, options.client_label, options.reason)?;
+        let call = Call::new(connection, header, options.common())?;
         self.start(call, request, &[Action::Manage], None).await
     }
 

@@ -9,7 +9,7 @@ use super::translate;
 use crate::engine::{Engine, Status};
 
 /// What this version can do beside the always-there members of the API.
-const FEATURES: [&str; 1] = ["switch"];
+const FEATURES: [&str; 2] = ["switch", "finalization-lock"];
 
 /// The object.
 #[derive(Debug)]

@@ -6,6 +6,7 @@
 //! engine call.
 
 mod auth;
+mod call;
 mod deployment;
 mod host;
 mod job;

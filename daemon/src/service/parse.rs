@@ -1,8 +1,9 @@
 //! Option values as the jobs want them; what cannot be understood is `InvalidArgs`.
 
 use osteward_dbus::Error;
-use osteward_dbus::options::UpgradeOptions;
+use osteward_dbus::options::{Common, UpgradeOptions};
 
+use crate::engine::Caller;
 use crate::image::reference::{Digest, OriginReference, parse_user_input};
 use crate::jobs::{Discardable, Pull};
 
@@ -10,7 +11,6 @@ use crate::jobs::{Discardable, Pull};
 const LABEL_CHARACTERS: usize = 128;
 /// The longest `reason`: it goes to the journal, and is kept as long as the job.
 const REASON_CHARACTERS: usize = 1024;
-
 /// The option `digest`.
 pub(super) fn digest(text: Option<&str>) -> Result<Option<Digest>, Error> {
     text.map(str::parse)
@@ -39,34 +39,41 @@ pub(super) fn apply(text: Option<&str>) -> Result<bool, Error> {
 
 /// The options of `Upgrade` and `Switch`.
 pub(super) fn pull(options: &UpgradeOptions) -> Result<Pull, Error> {
-    Ok(Pull {
+    let pull = Pull {
         digest: digest(options.digest.as_deref())?,
         allow_downgrade: options.allow_downgrade.unwrap_or(false),
         replace_staged: options.replace_staged.unwrap_or(false),
+        lock: options.lock,
         apply: apply(options.apply.as_deref())?,
+    };
+    if pull.apply && pull.lock == Some(true) {
+        return Err(Error::InvalidArgs(
+            "options `apply` and `lock` exclude each other: a reboot would not lead into what is locked"
+                .into(),
+        ));
+    }
+    Ok(pull)
+}
+
+/// Who asks, apart from the user id: the options `client-label` and `reason`.
+pub(super) fn caller(options: Common) -> Result<Caller, Error> {
+    Ok(Caller {
+        // Nobody, until the call is authorised.
+        uid: u32::MAX,
+        label: text("client-label", options.client_label, LABEL_CHARACTERS)?,
+        reason: text("reason", options.reason, REASON_CHARACTERS)?,
     })
 }
 
-/// The option `client-label`.
-pub(super) fn label(text: Option<String>) -> Result<String, Error> {
-    let label = text.unwrap_or_default();
-    if label.chars().count() > LABEL_CHARACTERS || label.chars().any(char::is_control) {
+/// Text that a caller sends for others to read.
+pub(super) fn text(name: &str, text: Option<String>, characters: usize) -> Result<String, Error> {
+    let text = text.unwrap_or_default();
+    if text.chars().count() > characters || text.chars().any(char::is_control) {
         return Err(Error::InvalidArgs(format!(
-            "option `client-label` must be printable and at most {LABEL_CHARACTERS} characters"
+            "option `{name}` must be printable and at most {characters} characters"
         )));
     }
-    Ok(label)
-}
-
-/// The option `reason`.
-pub(super) fn reason(text: Option<String>) -> Result<String, Error> {
-    let reason = text.unwrap_or_default();
-    if reason.chars().count() > REASON_CHARACTERS || reason.chars().any(char::is_control) {
-        return Err(Error::InvalidArgs(format!(
-            "option `reason` must be printable and at most {REASON_CHARACTERS} characters"
-        )));
-    }
-    Ok(reason)
+    Ok(text)
 }
 
 /// The argument `what` of `Discard`.
@@ -101,10 +108,18 @@ mod tests {
     fn bad_values_are_invalid_args() {
         assert!(is_invalid(digest(Some("sha256:12"))));
         assert!(is_invalid(apply(Some("soft-reboot"))));
-        assert!(is_invalid(label(Some("x".repeat(129)))));
-        assert!(is_invalid(label(Some("a\nb".into()))));
-        assert!(is_invalid(reason(Some("x".repeat(1025)))));
-        assert!(is_invalid(reason(Some("a\nOSTEWARD_UID=0".into()))));
+        let labelled = |label: String| Common {
+            client_label: Some(label),
+            ..Default::default()
+        };
+        assert!(is_invalid(caller(labelled("x".repeat(129)))));
+        assert!(is_invalid(caller(labelled("a\nb".into()))));
+        let because = |reason: String| Common {
+            reason: Some(reason),
+            ..Default::default()
+        };
+        assert!(is_invalid(caller(because("x".repeat(1025)))));
+        assert!(is_invalid(caller(because("a\nOSTEWARD_UID=0".into()))));
         assert!(is_invalid(discardables(&[])));
         assert!(is_invalid(discardables(&["booted".into()])));
     }
@@ -112,7 +127,8 @@ mod tests {
     #[test]
     fn missing_values_have_their_defaults() {
         assert_eq!(pull(&UpgradeOptions::default()).unwrap(), Pull::default());
-        assert_eq!(label(None).unwrap(), "");
+        let caller = caller(Common::default()).unwrap();
+        assert_eq!((caller.label.as_str(), caller.reason.as_str()), ("", ""));
         let all = ["staged", "rollback", "cache", "unreferenced"].map(String::from);
         assert_eq!(discardables(&all).unwrap().len(), 4);
     }

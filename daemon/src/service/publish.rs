@@ -93,7 +93,8 @@ impl Publisher {
                 )
             })
             .collect();
-        self.tell_records(&mut known.deployments, wanted, Deployment::new)
+        let object = |record| Deployment::new(record, self.engine.clone(), self.clone());
+        self.tell_records(&mut known.deployments, wanted, object)
             .await?;
         let wanted = translate::update(status).into_iter().collect();
         self.tell_records(&mut known.updates, wanted, Update::new)

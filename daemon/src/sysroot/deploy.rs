@@ -8,7 +8,8 @@ use ostree::prelude::*;
 use ostree::{gio, glib};
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, Lock};
+use super::finalization::Coming;
+use super::{Error, Lock, finalization};
 use crate::image::reference::OriginReference;
 
 /// The origin key that names a container image (on-disk notes 1.6).
@@ -21,35 +22,55 @@ pub struct Staged {
     pub checksum: String,
     /// ostree's serial.
     pub serial: i32,
+    /// Whether it is kept from finalization.
+    pub locked: bool,
 }
 
 impl Lock {
     /// Stages `commit` with `origin` for the next boot, finalized by libostree's own
-    /// unit at shutdown. Whatever was staged before is replaced (callers check first).
+    /// unit at shutdown unless it is `locked`. Whatever was staged before is replaced
+    /// (callers check first).
     pub async fn stage(
         &self,
         commit: String,
         origin: &OriginReference,
+        locked: bool,
         cancel: &CancellationToken,
     ) -> Result<Staged, Error> {
         let origin = origin.to_string();
+        let (root, symbols) = (self.sysroot.root.clone(), self.sysroot.symbols);
         self.change(cancel, move |sysroot, cancellable| {
             let booted = sysroot.booted_deployment().ok_or(Error::NotBooted)?;
             let stateroot = booted.osname();
             let keyfile = glib::KeyFile::new();
             keyfile.set_string("origin", ORIGIN_KEY, &origin);
             let merge = sysroot.merge_deployment(Some(&stateroot));
+            let lock = Coming::prepare(&root, &symbols, locked)?;
+            // Versions that do not know the field have it among the unused ones.
+            let options = ostree::SysrootDeployTreeOpts {
+                locked,
+                ..Default::default()
+            };
             let deployment = sysroot
                 .stage_tree_with_options(
                     Some(&stateroot),
                     &commit,
                     Some(&keyfile),
                     merge.as_ref(),
-                    &ostree::SysrootDeployTreeOpts::default(),
+                    &options,
                     Some(cancellable),
                 )
-                .or_else(|error| settle(sysroot, &commit, &origin).ok_or(error))?;
+                .or_else(|error| settle(sysroot, &commit, &origin).ok_or(error));
+            let deployment = match deployment {
+                Ok(deployment) => deployment,
+                Err(error) => {
+                    lock.failed();
+                    return Err(error.into());
+                }
+            };
+            lock.staged();
             Ok(Staged {
+                locked: finalization::is_locked(&root, &symbols),
                 checksum: deployment.csum().to_string(),
                 serial: deployment.deployserial(),
             })
@@ -125,7 +146,7 @@ fn settle(sysroot: &ostree::Sysroot, commit: &str, origin: &str) -> Option<ostre
     })
 }
 
-fn matches(deployment: &ostree::Deployment, id: &str) -> bool {
+pub(super) fn matches(deployment: &ostree::Deployment, id: &str) -> bool {
     let checksum = deployment.csum();
     id == format!(
         "d_{}_{}",
@@ -149,7 +170,7 @@ fn write(
 
 /// Reads the list from disk after a change that broke off. libostree itself looks only at
 /// the time of a directory, which such a change has not touched yet.
-fn reload(sysroot: &ostree::Sysroot) {
+pub(super) fn reload(sysroot: &ostree::Sysroot) {
     let directory = sysroot.path().path().unwrap_or_default();
     let reloaded = std::fs::File::open(directory.join("ostree/deploy"))
         .and_then(|directory| directory.set_modified(std::time::SystemTime::now()))

@@ -10,6 +10,7 @@
 mod cached_update;
 mod cleanup;
 mod deploy;
+mod finalization;
 mod snapshot;
 mod symbols;
 mod watch;
@@ -52,6 +53,9 @@ pub enum Error {
     /// No deployment answers the description.
     #[error("{0}")]
     NoDeployment(String),
+    /// The finalization of what is staged cannot be locked or unlocked.
+    #[error("the finalization lock cannot be changed: {0}")]
+    CannotLock(String),
     /// The file system is full.
     #[error("not enough space in the sysroot: {0}")]
     NoSpace(String),
@@ -90,6 +94,7 @@ type Call = Box<dyn FnOnce(&mut Owner) + Send>;
 pub struct Sysroot {
     calls: mpsc::Sender<Call>,
     root: PathBuf,
+    symbols: Symbols,
 }
 
 /// What lives on the thread.
@@ -162,6 +167,7 @@ impl Sysroot {
     pub fn spawn(root: &Path) -> std::io::Result<Self> {
         let (calls, mut queue) = mpsc::channel::<Call>(64);
         let owner_root = root.to_owned();
+        let symbols = Symbols::resolve();
         std::thread::Builder::new()
             .name("sysroot".into())
             .spawn(move || {
@@ -169,7 +175,7 @@ impl Sysroot {
                     root: owner_root,
                     loaded: None,
                     locked: false,
-                    symbols: Symbols::resolve(),
+                    symbols,
                 };
                 while let Some(call) = queue.blocking_recv() {
                     call(&mut owner);
@@ -178,6 +184,7 @@ impl Sysroot {
         Ok(Self {
             calls,
             root: root.to_owned(),
+            symbols,
         })
     }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use ostree::{gio, glib};
 
-use super::{Error, Symbols};
+use super::{Error, Symbols, finalization};
 use crate::image::layout::Image;
 use crate::image::reference::{Digest, OriginReference};
 
@@ -186,10 +186,7 @@ fn describe(
         .and_then(|origin| origin.string("origin", super::deploy::ORIGIN_KEY).ok())
         .map(String::from)
         .unwrap_or_default();
-    let locked = deployment.is_staged()
-        && symbols
-            .is_finalization_locked(deployment)
-            .unwrap_or_else(|| root.join("run/ostree/staged-deployment-locked").exists());
+    let locked = deployment.is_staged() && finalization::is_locked(root, symbols);
     let directory = root.join(sysroot.deployment_dirpath(deployment).as_str());
     Deployment {
         id: format!("d_{}_{serial}", &checksum[..16.min(checksum.len())]),

@@ -11,15 +11,19 @@
 
 use std::ffi::{CStr, c_int, c_void};
 
-use ostree::glib::translate::ToGlibPtr;
+use ostree::glib;
+use ostree::glib::translate::{ToGlibPtr, from_glib_full};
 
-type IsFinalizationLocked = unsafe extern "C" fn(*mut ostree::ffi::OstreeDeployment) -> c_int;
+type ChangeFinalization = unsafe extern "C" fn(
+    *mut ostree::ffi::OstreeSysroot,
+    *mut ostree::ffi::OstreeDeployment,
+    *mut *mut glib::ffi::GError,
+) -> c_int;
 
 /// What the running libostree can do beyond 2022.7.
 #[derive(Debug, Clone, Copy)]
 pub struct Symbols {
-    is_finalization_locked: Option<IsFinalizationLocked>,
-    change_finalization: bool,
+    change_finalization: Option<ChangeFinalization>,
     soft_reboot: bool,
 }
 
@@ -32,36 +36,85 @@ fn exported(name: &CStr) -> *mut c_void {
 impl Symbols {
     /// Looks the functions up.
     pub fn resolve() -> Self {
-        let locked = exported(c"ostree_deployment_is_finalization_locked");
+        let change = exported(c"ostree_sysroot_change_finalization");
         Self {
-            // SAFETY: a non-null address of this name is libostree's function (since
-            // 2023.8), whose header declares `gboolean (OstreeDeployment *)`.
-            is_finalization_locked: (!locked.is_null()).then(|| unsafe {
-                std::mem::transmute::<*mut c_void, IsFinalizationLocked>(locked)
-            }),
-            change_finalization: !exported(c"ostree_sysroot_change_finalization").is_null(),
+            // SAFETY: a non-null address of this name is libostree's function (since 2023.8),
+            // whose header declares `gboolean (OstreeSysroot *, OstreeDeployment *, GError **)`.
+            change_finalization: (!change.is_null())
+                .then(|| unsafe { std::mem::transmute::<*mut c_void, ChangeFinalization>(change) }),
             soft_reboot: !exported(c"ostree_sysroot_deployment_set_soft_reboot").is_null(),
         }
     }
 
-    /// Whether a staged deployment is kept from finalization; `None` if this libostree
-    /// cannot tell (then the legacy file does, see the snapshot).
-    pub fn is_finalization_locked(&self, deployment: &ostree::Deployment) -> Option<bool> {
-        let function = self.is_finalization_locked?;
-        // SAFETY: the pointer comes from a live GObject of the right type, which the
-        // reference keeps alive during the call; the function only reads it.
-        Some(unsafe { function(deployment.to_glib_none().0) } != 0)
+    /// Whether this libostree reads and writes the finalization lock in the record of the
+    /// staged deployment (2023.8); older ones know only the file.
+    pub fn knows_finalization_key(&self) -> bool {
+        self.change_finalization.is_some()
+    }
+
+    /// Turns the finalization lock of `staged`, which must be the staged deployment as
+    /// `sysroot` has just loaded it. Does nothing where [`Symbols::knows_finalization_key`]
+    /// is false.
+    pub fn change_finalization(
+        &self,
+        sysroot: &ostree::Sysroot,
+        staged: &ostree::Deployment,
+    ) -> Result<(), glib::Error> {
+        let Some(function) = self.change_finalization else {
+            return Ok(());
+        };
+        let mut error = std::ptr::null_mut();
+        // SAFETY: both pointers come from live GObjects of the right types, which the
+        // references keep alive during the call; `error` starts as null, as GError wants it.
+        unsafe {
+            function(
+                sysroot.to_glib_none().0,
+                staged.to_glib_none().0,
+                &mut error,
+            )
+        };
+        if error.is_null() {
+            return Ok(());
+        }
+        // SAFETY: a GError that a function sets belongs to its caller, who gets it once.
+        Err(unsafe { from_glib_full(error) })
     }
 
     /// The names that `Manager.Features` lists for libostree.
     pub fn features(&self) -> Vec<&'static str> {
         [
-            ("change-finalization", self.change_finalization),
+            ("change-finalization", self.knows_finalization_key()),
             ("ostree-soft-reboot", self.soft_reboot),
         ]
         .into_iter()
         .filter_map(|(name, present)| present.then_some(name))
         .collect()
+    }
+}
+
+#[cfg(test)]
+impl Symbols {
+    /// As of the oldest libostree that is supported.
+    pub(super) fn of_2022_7() -> Self {
+        Self {
+            change_finalization: None,
+            soft_reboot: false,
+        }
+    }
+
+    /// As of the first libostree with the finalization lock in its record. Not to be called.
+    pub(super) fn of_2023_8() -> Self {
+        unsafe extern "C" fn never(
+            _: *mut ostree::ffi::OstreeSysroot,
+            _: *mut ostree::ffi::OstreeDeployment,
+            _: *mut *mut glib::ffi::GError,
+        ) -> c_int {
+            unreachable!("only a newer libostree has it")
+        }
+        Self {
+            change_finalization: Some(never),
+            soft_reboot: false,
+        }
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
-use crate::Error;
+use zbus::OwnedObjectPath;
+
+use crate::{Error, options::ManageOptions};
 
 /// One bootable deployment of the host; see [`crate::types::DeploymentInfo`].
 #[zbus::proxy(
@@ -10,6 +12,17 @@ use crate::Error;
     default_service = "org.osteward1"
 )]
 pub trait Deployment {
+    /// Locks or unlocks the finalization of a staged deployment.
+    fn set_locked(&self, locked: bool, options: &ManageOptions) -> Result<OwnedObjectPath, Error>;
+
+    /// As `set_locked`, and polkit may ask the user.
+    #[zbus(name = "SetLocked", allow_interactive_auth)]
+    fn set_locked_interactive(
+        &self,
+        locked: bool,
+        options: &ManageOptions,
+    ) -> Result<OwnedObjectPath, Error>;
+
     /// Stable for the life of the deployment; also the last path element.
     #[zbus(property)]
     fn id(&self) -> Result<String, Error>;
