@@ -23,7 +23,8 @@ use ostewardd::{config, lifetime, report, service};
 /// How long the name waits for the first look at the sysroot, so that the call that started
 /// the daemon finds something. Far below any activation timeout: a look takes milliseconds.
 const FIRST_LOOK: Duration = Duration::from_secs(2);
-/// After the name is released: how long a call that was under way may still become a job.
+/// Before the end: how long a call that was under way may still become a job, and whoever was
+/// told of a job may still read it.
 const LAST_CALLS: Duration = Duration::from_millis(200);
 /// At a shutdown: how long the bus may take to hear of the end of the jobs.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -126,6 +127,11 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
             let told = tokio::time::timeout(LAST_WORDS, publisher.last_words()).await;
             if told.is_err() {
                 tracing::warn!("clients may not have heard of the end of a job");
+            }
+            // A reboot begins so soon after the call for it that the caller, who knows the
+            // job's path and nothing else yet, would find nobody to ask.
+            if engine.is_needed() {
+                tokio::time::sleep(LAST_CALLS).await;
             }
         }
         connection.release_name(osteward_dbus::BUS_NAME).await?;
