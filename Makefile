@@ -5,7 +5,10 @@
 #   make                      release build of the daemon and the client
 #   make install DESTDIR= PREFIX=/usr
 #   make demo                 the main job on a host made for the occasion
-#   make test                 every test (as root, or with sudo)
+#   make test                 every test that needs no machine (as root, or with sudo)
+#   make test-boot            machines that boot, update, lose power (BOOT= picks some)
+#   make vm                   a machine to try it on, in this terminal (MACHINE=, SUITE=)
+#   make soak N=200           as many power cuts, at random instants (SEED= repeats them)
 #   make lint                 formatting, clippy, licences and sources of dependencies
 #   make bench                measurements, printed
 #   make advisories           known holes in dependencies (fetches a database)
@@ -28,6 +31,8 @@ polkitdir = $(PREFIX)/share/polkit-1/actions
 docdir = $(PREFIX)/share/doc/osteward
 
 target = $(or $(CARGO_TARGET_DIR),target)
+# What is installed: the test machines of developers get the quick build.
+programs = $(target)/release
 oracle = tests/oracle/Cargo.toml
 
 # Whole-system tests and the demo make mount namespaces, which only root may. Cargo stays
@@ -36,6 +41,9 @@ host = $(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
 sudo = $(if $(filter-out 0,$(shell id -u)),sudo)
 as_root = $(if $(sudo),CARGO_TARGET_$(host)_RUNNER='sudo --preserve-env env PATH=$(PATH)')
 
+build_oracle = CARGO_TARGET_DIR='$(abspath $(target))/oracle' \
+	$(CARGO) build $(CARGOFLAGS) --quiet --manifest-path $(oracle)
+
 .PHONY: all
 all: deps-build
 	$(CARGO) build $(CARGOFLAGS) --release -p ostewardd -p osteward
@@ -43,8 +51,8 @@ all: deps-build
 # Installs what `make` built; builds nothing, so that it can run as root.
 .PHONY: install
 install:
-	$(INSTALL) -D -m 0755 $(target)/release/ostewardd $(DESTDIR)$(libexecdir)/ostewardd
-	$(INSTALL) -D -m 0755 $(target)/release/osteward $(DESTDIR)$(bindir)/osteward
+	$(INSTALL) -D -m 0755 $(programs)/ostewardd $(DESTDIR)$(libexecdir)/ostewardd
+	$(INSTALL) -D -m 0755 $(programs)/osteward $(DESTDIR)$(bindir)/osteward
 	$(MAKE) --no-print-directory install-data
 
 .PHONY: install-data
@@ -79,8 +87,7 @@ test-unit: deps
 .PHONY: test-system
 test-system: deps
 	$(CARGO) build $(CARGOFLAGS) -p ostewardd -p osteward
-	CARGO_TARGET_DIR='$(abspath $(target))/oracle' \
-		$(CARGO) build $(CARGOFLAGS) --quiet --manifest-path $(oracle)
+	$(build_oracle)
 	$(as_root) $(CARGO) test $(CARGOFLAGS) -p osteward-tests
 
 .PHONY: test-units
@@ -91,6 +98,38 @@ test-units: deps
 	$(MAKE) --no-print-directory install-data DESTDIR='$(abspath $(target))/install'
 	.ci/check-units '$(abspath $(target))/install' '$(PREFIX)'
 	rm -rf $(target)/install
+
+# Scenarios on machines that boot the image that `make install` is part of. Debian's
+# packages for them are fetched once, into target/boot.
+BOOT ?=
+.PHONY: test-boot
+test-boot: deps boot-programs
+	OSTEWARD_BIN_DIR='$(abspath $(programs))' $(as_root) \
+		$(CARGO) test $(CARGOFLAGS) -p osteward-tests --test boot -- $(BOOT)
+
+N ?= 200
+SEED ?=
+.PHONY: soak
+soak: deps boot-programs
+	OSTEWARD_BIN_DIR='$(abspath $(programs))' \
+		OSTEWARD_CUTS=$(N) $(SEED:%=OSTEWARD_SEED=%) $(as_root) \
+		$(CARGO) test $(CARGOFLAGS) -p osteward-tests --test boot -- power-cuts
+
+# A machine of the suite for whoever types at it: MACHINE is uml, container or qemu.
+MACHINE ?= uml
+SUITE ?= forky
+.PHONY: vm
+vm: deps
+	$(if $(sudo),$(CARGO) build $(CARGOFLAGS) -p ostewardd -p osteward)
+	$(if $(sudo),$(build_oracle))
+	$(as_root) $(CARGO) run $(CARGOFLAGS) --quiet -p osteward-tests --bin osteward-vm -- \
+		$(MACHINE) $(SUITE)
+
+# What the suite finds built, so that its files are not root's.
+.PHONY: boot-programs
+boot-programs:
+	$(CARGO) build $(CARGOFLAGS) --release -p ostewardd -p osteward
+	$(build_oracle)
 
 .PHONY: lint
 lint: deps-build
@@ -125,5 +164,6 @@ deps-build:
 clean:
 	# Tests that were killed leave deployments, which libostree makes immutable.
 	[ ! -e $(target)/sandbox ] || { $(sudo) chattr -R -f -i $(target)/sandbox; $(sudo) rm -rf $(target)/sandbox; }
+	[ ! -e $(target)/boot ] || $(sudo) rm -rf --one-file-system $(target)/boot
 	[ ! -e $(target)/big-image ] || $(sudo) rm -rf $(target)/big-image
 	$(CARGO) clean

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::image::{Compression, Image, Layer, Layout};
+use crate::image::{Compression, Image, Layer, Layout, paths_below, with_parents};
 use crate::process::{command, require_root, run, target_dir};
 
 /// Layers of the image `sixty`.
@@ -144,8 +144,10 @@ fn make_bootable(tree: &Path) -> Result<()> {
 }
 
 fn write_images(tree: &Path, layout: &Layout) -> Result<()> {
-    let mut paths = Vec::new();
-    collect(tree, "", &mut paths)?;
+    let paths: Vec<(String, u64)> = paths_below(tree, |path| path != "dev")?
+        .into_iter()
+        .map(|(path, meta)| (path, if meta.is_file() { meta.size() } else { 0 }))
+        .collect();
     let total: u64 = paths.iter().map(|(_, size)| size).sum();
     ensure!(total > 1 << 30, "the tree is only {total} bytes");
     let all: Vec<String> = paths.iter().map(|(path, _)| path.clone()).collect();
@@ -164,7 +166,7 @@ fn write_images(tree: &Path, layout: &Layout) -> Result<()> {
     let mut image = Image::new(VERSION);
     for (number, part) in split(&paths, total).into_iter().enumerate() {
         let layer = Layer::new().compressed(kinds[number % kinds.len()]);
-        image = image.layer(layer.add_from(tree, &with_parents(&part))?);
+        image = image.layer(layer.add_from(tree, &with_parents(part.iter().map(String::as_str)))?);
     }
     let sixty = image.write_as(layout, "sixty")?;
     ensure!(
@@ -172,27 +174,6 @@ fn write_images(tree: &Path, layout: &Layout) -> Result<()> {
         "the image is only {} bytes to pull",
         sixty.size
     );
-    Ok(())
-}
-
-/// All paths below `dir`, in order and with sizes, except what is in `/dev`.
-fn collect(tree: &Path, dir: &str, paths: &mut Vec<(String, u64)>) -> Result<()> {
-    let mut entries: Vec<_> = fs::read_dir(tree.join(dir))?.collect::<Result<_, _>>()?;
-    entries.sort_by_key(fs::DirEntry::file_name);
-    for entry in entries {
-        let name = entry.file_name().into_string();
-        let Ok(name) = name else { continue };
-        let path = if dir.is_empty() {
-            name
-        } else {
-            format!("{dir}/{name}")
-        };
-        let meta = entry.metadata()?;
-        paths.push((path.clone(), if meta.is_file() { meta.size() } else { 0 }));
-        if meta.is_dir() && path != "dev" {
-            collect(tree, &path, paths)?;
-        }
-    }
     Ok(())
 }
 
@@ -208,18 +189,4 @@ fn split(paths: &[(String, u64)], total: u64) -> Vec<Vec<String>> {
         before += size + FILE;
     }
     parts
-}
-
-/// A part of the paths with the directories above them, as every builder writes them.
-fn with_parents(part: &[String]) -> Vec<String> {
-    let mut paths: std::collections::BTreeSet<&str> = std::collections::BTreeSet::new();
-    for path in part {
-        let mut path = path.as_str();
-        while paths.insert(path)
-            && let Some((parent, _)) = path.rsplit_once('/')
-        {
-            path = parent;
-        }
-    }
-    paths.into_iter().map(str::to_owned).collect()
 }

@@ -5,25 +5,25 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 mod entry;
+mod from_disk;
 mod layer;
+mod layout;
 mod os_tree;
 
 pub use entry::{Entry, Kind, LongNames};
+pub use from_disk::{paths_below, with_parents};
 pub use layer::{Blob, Compression, Layer, sha256_of_file};
+pub use layout::Layout;
 pub use os_tree::{KERNEL, os_tree};
-
-use crate::process::{command, run};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 /// The OCI name of the machine's architecture.
 pub const HOST_ARCHITECTURE: &str = if cfg!(target_arch = "aarch64") {
@@ -243,145 +243,11 @@ impl Written {
             descriptor,
         })
     }
-}
 
-/// An OCI image layout directory.
-#[derive(Clone, Debug)]
-pub struct Layout {
-    /// The directory.
-    pub path: PathBuf,
-}
-
-impl Layout {
-    /// Makes `path` an empty layout, or opens the one that is there.
-    ///
-    /// # Errors
-    /// When the directory is not writable.
-    pub fn create(path: impl Into<PathBuf>) -> Result<Self> {
-        let layout = Self { path: path.into() };
-        fs::create_dir_all(layout.blob_dir()).context("creating an image layout")?;
-        fs::write(
-            layout.path.join("oci-layout"),
-            r#"{"imageLayoutVersion":"1.0.0"}"#,
-        )?;
-        if !layout.path.join("index.json").exists() {
-            layout.write_index(&[])?;
-        }
-        Ok(layout)
-    }
-
-    fn blob_dir(&self) -> PathBuf {
-        self.path.join("blobs/sha256")
-    }
-
-    /// The file that holds a blob.
-    pub fn blob(&self, digest: &str) -> PathBuf {
-        self.blob_dir().join(digest.trim_start_matches("sha256:"))
-    }
-
-    /// A blob that is JSON.
-    ///
-    /// # Errors
-    /// When it is absent or something else.
-    pub fn json(&self, digest: &str) -> Result<Value> {
-        read_json(&self.blob(digest))
-    }
-
-    fn put(&self, media_type: &str, value: &Value) -> Result<Value> {
-        let bytes = serde_json::to_vec(value)?;
-        let partial = self.path.join("partial");
-        fs::write(&partial, &bytes).context("writing a blob")?;
-        let digest = format!("sha256:{}", sha256_of_file(&partial)?);
-        fs::rename(&partial, self.blob(&digest))?;
-        Ok(json!({"mediaType": media_type, "digest": digest, "size": bytes.len()}))
-    }
-
-    fn write_index(&self, manifests: &[Value]) -> Result<()> {
-        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests});
-        fs::write(
-            self.path.join("index.json"),
-            serde_json::to_vec_pretty(&index)?,
-        )
-        .context("writing the index of an image layout")
-    }
-
-    /// Names what `descriptor` describes, taking the name from whatever had it.
-    fn tag(&self, tag: &str, descriptor: &Value) -> Result<()> {
-        let index = read_json(&self.path.join("index.json"))?;
-        let mut manifests = index["manifests"].as_array().cloned().unwrap_or_default();
-        manifests.retain(|other| other["annotations"][REF_NAME] != tag);
-        let mut descriptor = descriptor.clone();
-        descriptor["annotations"] = json!({REF_NAME: tag});
-        manifests.push(descriptor);
-        self.write_index(&manifests)
-    }
-
-    /// Gives an image that is here already one more name, or moves the name to it.
-    ///
-    /// # Errors
-    /// When the layout is not writable.
-    pub fn retag(&self, tag: &str, image: &Written) -> Result<()> {
-        self.tag(tag, &image.descriptor)
-    }
-
-    /// Puts several images, told apart by platform, behind one tag; returns the index's digest.
-    ///
-    /// # Errors
-    /// When the layout is not writable.
-    pub fn tag_platforms(&self, tag: &str, images: &[&Written]) -> Result<String> {
-        let manifests: Vec<&Value> = images.iter().map(|image| &image.descriptor).collect();
-        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests});
-        let descriptor = self.put(INDEX, &index)?;
-        self.tag(tag, &descriptor)?;
-        Written::digest_of(&descriptor)
-    }
-
-    /// The image behind a tag that names no index.
-    ///
-    /// # Errors
-    /// When there is no such tag.
-    pub fn find(&self, tag: &str) -> Result<Written> {
-        let index = read_json(&self.path.join("index.json"))?;
-        let descriptor = index["manifests"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find(|descriptor| descriptor["annotations"][REF_NAME] == tag)
-            .with_context(|| format!("no image {tag} in {}", self.path.display()))?
-            .clone();
-        let manifest = self.json(&Written::digest_of(&descriptor)?)?;
-        Written::new(descriptor, &manifest)
-    }
-
-    /// Copies what is behind `tag`, all platforms of it, to `docker://{destination}` over HTTP.
-    ///
-    /// # Errors
-    /// With skopeo's words when that fails.
-    pub fn push(&self, tag: &str, destination: &str) -> Result<()> {
-        let source = format!("oci:{}:{tag}", self.path.display());
-        let target = format!("docker://{destination}");
-        let words = [
-            "skopeo",
-            "--insecure-policy",
-            "copy",
-            "--quiet",
-            "--all",
-            "--preserve-digests",
-        ];
-        run(command(words).args(["--dest-tls-verify=false", &source, &target])).map(drop)
-    }
-}
-
-impl Written {
     fn digest_of(descriptor: &Value) -> Result<String> {
         descriptor["digest"]
             .as_str()
             .map(str::to_owned)
             .context("a descriptor without digest")
     }
-}
-
-fn read_json(path: &Path) -> Result<Value> {
-    let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
-    serde_json::from_slice(&bytes).with_context(|| format!("{} is not JSON", path.display()))
 }

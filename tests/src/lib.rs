@@ -6,6 +6,7 @@
 //! event (a datagram, a line, a signal, the end of a process), never for time to pass.
 
 pub mod big_image;
+pub mod bootable;
 pub mod bus;
 pub mod client;
 pub mod daemon;
@@ -13,12 +14,14 @@ pub mod host;
 pub mod image;
 pub mod job;
 pub mod logind;
+pub mod machine;
 pub mod oracle;
 pub mod peer;
 pub mod process;
 pub mod registry;
 pub mod sandbox;
 pub mod slow_registry;
+pub mod suite;
 pub mod throttle;
 pub mod turnstile;
 pub mod witness;

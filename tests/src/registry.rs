@@ -1,9 +1,9 @@
-//! Debian's `docker-registry` on loopback, over plain HTTP, with storage of its own.
+//! Debian's `docker-registry`, over plain HTTP, with storage of its own.
 
 use std::fs;
 use std::io::Write;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
@@ -15,7 +15,8 @@ use crate::process::{Tethered, command, target_dir};
 pub struct Registry {
     process: Option<Tethered>,
     dir: TempDir,
-    port: u16,
+    listen: SocketAddr,
+    host: String,
 }
 
 impl Registry {
@@ -24,18 +25,32 @@ impl Registry {
     /// # Errors
     /// When `docker-registry` is not installed or does not start; its log is in the error.
     pub fn start() -> Result<Self> {
+        // Free now, and unlikely to be anybody's before the registry takes it.
+        let listen = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        Self::start_with(listen, &listen.to_string(), |_| Ok(()))
+    }
+
+    /// Starts a registry at `listen`, which others call `host`, after `stock` has put images into
+    /// its data directory, which is new.
+    ///
+    /// # Errors
+    /// As [`Registry::start`], and those of `stock`.
+    pub fn start_with(
+        listen: SocketAddr,
+        host: &str,
+        stock: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<Self> {
         let parent = target_dir()?.join("sandbox");
         fs::create_dir_all(&parent)?;
         let dir = tempfile::Builder::new().prefix("r-").tempdir_in(parent)?;
-        // Free now, and unlikely to be anybody's before the registry takes it.
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
-            .local_addr()?
-            .port();
         let mut registry = Self {
             process: None,
             dir,
-            port,
+            listen,
+            host: host.to_owned(),
         };
+        fs::create_dir(registry.data())?;
+        stock(&registry.data())?;
         registry.resume()?;
         Ok(registry)
     }
@@ -53,9 +68,9 @@ impl Registry {
             "version: 0.1\n\
              log: {{level: info, formatter: text, accesslog: {{disabled: true}}}}\n\
              storage:\n  filesystem: {{rootdirectory: {}}}\n  delete: {{enabled: true}}\n\
-             http:\n  addr: 127.0.0.1:{}\n  secret: unused\n",
+             http:\n  addr: {}\n  secret: unused\n",
             data.display(),
-            self.port
+            self.listen
         )?;
         let log = self.dir.path().join("log");
         // Its log goes to standard error, which becomes the pipe that is read here.
@@ -74,7 +89,7 @@ impl Registry {
             said.push('\n');
         }
         process.drain();
-        TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).context("asking the registry")?;
+        TcpStream::connect(self.listen).context("asking the registry")?;
         self.process = Some(process);
         Ok(())
     }
@@ -84,12 +99,12 @@ impl Registry {
         self.process = None;
     }
 
-    /// `127.0.0.1:PORT`.
+    /// What it is called by those who use it: `127.0.0.1:PORT`, unless it was given a name.
     pub fn host(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        self.host.clone()
     }
 
-    /// `127.0.0.1:PORT/name`.
+    /// `HOST/name`.
     pub fn name(&self, name: &str) -> String {
         format!("{}/{name}", self.host())
     }

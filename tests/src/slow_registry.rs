@@ -1,4 +1,4 @@
-//! A registry that stalls where a test wants it to: a relay on loopback in front of a real one.
+//! A registry that stalls where a test wants it to: a relay in front of a real one.
 //!
 //! Owns the rule that says which answers stop, and after how many bytes. Invariants: bytes are
 //! delayed or their connection is broken, never changed; what a rule does not name passes;
@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// The relay; everything passes until it is told otherwise.
 #[derive(Debug)]
 pub struct SlowRegistry {
-    port: u16,
+    address: SocketAddrV4,
     line: Arc<Line>,
     accepting: Option<JoinHandle<()>>,
 }
@@ -42,6 +42,7 @@ struct State {
     is_cut: bool,
     over: bool,
     next: u64,
+    requests: Vec<String>,
     connections: HashMap<u64, Connection>,
 }
 
@@ -131,13 +132,21 @@ impl SlowRegistry {
         Ok(relay)
     }
 
-    /// A relay to a port of loopback.
+    /// A relay to a port of loopback, on loopback.
     ///
     /// # Errors
     /// When no port is free.
     pub fn to_port(upstream: u16) -> Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("opening a port")?;
-        let port = listener.local_addr()?.port();
+        Self::listening(Ipv4Addr::LOCALHOST, upstream)
+    }
+
+    /// A relay to a port of loopback, on another of the own addresses.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub fn listening(on: Ipv4Addr, upstream: u16) -> Result<Self> {
+        let listener = TcpListener::bind((on, 0)).context("opening a port")?;
+        let address = SocketAddrV4::new(on, listener.local_addr()?.port());
         let line = Arc::new(Line::default());
         let door = Arc::clone(&line);
         let accepting = std::thread::spawn(move || {
@@ -151,15 +160,20 @@ impl SlowRegistry {
             }
         });
         Ok(Self {
-            port,
+            address,
             line,
             accepting: Some(accepting),
         })
     }
 
-    /// `127.0.0.1:PORT/name` on this side.
+    /// `ADDRESS:PORT` on this side.
+    pub fn host(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// `ADDRESS:PORT/name` on this side.
     pub fn name(&self, name: &str) -> String {
-        format!("127.0.0.1:{}/{name}", self.port)
+        format!("{}/{name}", self.address)
     }
 
     /// Stops answers to requests whose head contains `text` (such as `/manifests/`, or the
@@ -188,6 +202,11 @@ impl SlowRegistry {
         Ok(())
     }
 
+    /// The first line of every request so far, such as `GET /v2/os/blobs/sha256:… HTTP/1.1`.
+    pub fn requests(&self) -> Vec<String> {
+        self.line.lock().requests.clone()
+    }
+
     /// Breaks all connections, and new ones at once, until [`SlowRegistry::resume`].
     pub fn cut(&self) {
         self.line.set(|state| {
@@ -212,7 +231,7 @@ impl Drop for SlowRegistry {
             state.break_all();
         });
         // Wakes the accepting thread, which sees that it is over.
-        let _woken = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
+        let _woken = TcpStream::connect(self.address);
         if let Some(thread) = self.accepting.take() {
             // It cannot panic.
             let _ended = thread.join();
@@ -253,9 +272,12 @@ fn carry_up(mut from: TcpStream, mut to: TcpStream, id: u64, line: &Line) {
     while let Ok(length) = from.read(&mut buffer)
         && length > 0
     {
+        let request = String::from_utf8_lossy(&buffer[..length]).into_owned();
         line.set(|state| {
+            let first = request.lines().next().unwrap_or_default();
+            state.requests.push(first.to_owned());
             if let Some(connection) = state.connections.get_mut(&id) {
-                connection.request = String::from_utf8_lossy(&buffer[..length]).into_owned();
+                connection.request = request;
                 connection.passed = 0;
             }
         });

@@ -3,10 +3,8 @@
 //! Invariant: the digests of a [`Blob`] are those of what was written, unless the layer was
 //! told to lie about them.
 
-use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -43,6 +41,7 @@ pub struct Layer {
     entries: Vec<Entry>,
     compression: Compression,
     false_diff_id: bool,
+    quickly: bool,
 }
 
 impl Layer {
@@ -153,38 +152,11 @@ impl Layer {
         self
     }
 
-    /// Adds the `paths` below the directory `root`, parents before children: files, symbolic
-    /// links, directories, and hard links where an earlier path is the same file. Sockets,
-    /// pipes and devices are left out.
-    ///
-    /// # Errors
-    /// When a path cannot be examined.
-    pub fn add_from(mut self, root: &Path, paths: &[String]) -> Result<Self> {
-        let mut seen: HashMap<(u64, u64), String> = HashMap::new();
-        for path in paths {
-            let source = root.join(path);
-            let meta = fs::symlink_metadata(&source)
-                .with_context(|| format!("examining {}", source.display()))?;
-            let kind = if meta.is_dir() {
-                Kind::Directory
-            } else if meta.is_symlink() {
-                let target = fs::read_link(&source)?;
-                Kind::Symlink(target.to_string_lossy().into_owned())
-            } else if !meta.is_file() {
-                continue;
-            } else if let Some(first) = seen.get(&(meta.dev(), meta.ino())) {
-                Kind::Hardlink(first.clone())
-            } else {
-                if meta.nlink() > 1 {
-                    seen.insert((meta.dev(), meta.ino()), path.clone());
-                }
-                Kind::FileFrom(source, meta.len())
-            };
-            let entry = Entry::new(path, kind, meta.mode() & 0o7777);
-            self.entries.push(entry);
-            self = self.owner(meta.uid(), meta.gid());
-        }
-        Ok(self)
+    /// Has the layer compressed in little time rather than to few bytes.
+    #[must_use]
+    pub fn quickly(mut self) -> Self {
+        self.quickly = true;
+        self
     }
 
     /// Writes the plain tar.
@@ -225,16 +197,25 @@ impl Layer {
         })
     }
 
+    /// `sha256:…` of the plain tar.
+    ///
+    /// # Errors
+    /// When a file on disk cannot be read.
+    pub fn diff_id(&self) -> Result<String> {
+        Ok(format!("sha256:{}", self.hash_tar(io::sink())?.1))
+    }
+
     fn compress<W: Write>(&self, out: W) -> Result<(W, String)> {
+        let (gzip, zstd) = if self.quickly { (1, 1) } else { (6, 3) };
         Ok(match self.compression {
             Compression::Plain => self.hash_tar(out)?,
             Compression::Gzip => {
-                let level = flate2::Compression::new(6);
+                let level = flate2::Compression::new(gzip);
                 let (gzip, id) = self.hash_tar(flate2::write::GzEncoder::new(out, level))?;
                 (gzip.finish()?, id)
             }
             Compression::Zstd => {
-                let (zstd, id) = self.hash_tar(zstd::Encoder::new(out, 3)?)?;
+                let (zstd, id) = self.hash_tar(zstd::Encoder::new(out, zstd)?)?;
                 (zstd.finish()?, id)
             }
         })
