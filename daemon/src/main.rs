@@ -21,8 +21,9 @@ use ostewardd::sysroot::{self, Sysroot};
 use ostewardd::{config, lifetime, report, service};
 
 /// How long the name waits for the first look at the sysroot, so that the call that started
-/// the daemon finds something. Far below any activation timeout: a look takes milliseconds.
-const FIRST_LOOK: Duration = Duration::from_secs(2);
+/// the daemon finds something. Below the 25 s that an activation may take; a look takes
+/// milliseconds, unless the host is busy with its start.
+const FIRST_LOOK: Duration = Duration::from_secs(10);
 /// Before the end: how long a call that was under way may still become a job, and whoever was
 /// told of a job may still read it.
 const LAST_CALLS: Duration = Duration::from_millis(200);

@@ -1,10 +1,11 @@
 //! A logind that only takes notes: its part of the bus, played by the harness.
 //!
-//! Invariant: nothing reboots; every call of `Reboot` is remembered.
+//! Invariant: nothing reboots; every call of `Reboot` that is not refused is remembered.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
+use zbus::object_server::SignalEmitter;
 use zbus::{Connection, OwnedObjectPath};
 
 use crate::bus::Bus;
@@ -16,11 +17,21 @@ pub type Inhibitor = (String, String, String, String, u32, u32);
 /// A session: its id, user id, user name, seat and object.
 pub type Session = (String, u32, String, String, OwnedObjectPath);
 
+/// Whether a logind that goes away without an answer says why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Announcing {
+    /// It has announced the shutdown, and goes down with the host.
+    Shutdown,
+    /// It has not: it crashed.
+    Nothing,
+}
+
 #[derive(Debug, Default)]
 struct Notes {
     inhibitors: Vec<Inhibitor>,
     sessions: Vec<Session>,
     refuses: bool,
+    vanishes: Option<Announcing>,
     reboots: usize,
 }
 
@@ -46,17 +57,36 @@ impl Manager {
         lock(&self.notes).sessions.clone()
     }
 
-    fn reboot(&self, interactive: bool) -> zbus::fdo::Result<()> {
+    async fn reboot(
+        &self,
+        interactive: bool,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(signal_emitter)] emitter: SignalEmitter<'_>,
+    ) -> zbus::fdo::Result<()> {
         if interactive {
             return Err(zbus::fdo::Error::InvalidArgs("nobody is there".into()));
         }
-        let mut notes = lock(&self.notes);
-        if notes.refuses {
-            return Err(zbus::fdo::Error::Failed("not now".into()));
+        let vanishes = {
+            let mut notes = lock(&self.notes);
+            if notes.refuses {
+                return Err(zbus::fdo::Error::Failed("not now".into()));
+            }
+            notes.reboots += 1;
+            notes.vanishes
+        };
+        if let Some(announcing) = vanishes {
+            if announcing == Announcing::Shutdown {
+                Self::prepare_for_shutdown(&emitter, true).await?;
+            }
+            // The bus answers in our place.
+            connection.clone().close().await?;
+            std::future::pending::<()>().await;
         }
-        notes.reboots += 1;
         Ok(())
     }
+
+    #[zbus(signal)]
+    async fn prepare_for_shutdown(emitter: &SignalEmitter<'_>, start: bool) -> zbus::Result<()>;
 }
 
 fn lock(notes: &Mutex<Notes>) -> std::sync::MutexGuard<'_, Notes> {
@@ -108,6 +138,11 @@ impl Logind {
     /// From now on every call of `Reboot` fails, or none.
     pub fn refuse_reboots(&self, refuses: bool) {
         lock(&self.notes).refuses = refuses;
+    }
+
+    /// The next call of `Reboot` gets no answer: it takes the service off the bus.
+    pub fn vanish_at_reboot(&self, announcing: Announcing) {
+        lock(&self.notes).vanishes = Some(announcing);
     }
 
     /// How often a reboot was asked for and not refused.

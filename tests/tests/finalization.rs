@@ -12,7 +12,7 @@ mod finalization {
     use osteward_tests::host::Host;
     use osteward_tests::image::{Layer, Written};
     use osteward_tests::job::{Ended, Listener};
-    use osteward_tests::logind::Logind;
+    use osteward_tests::logind::{Announcing, Logind};
     use osteward_tests::sandbox::STATEROOT;
     use zbus::proxy::CacheProperties;
     use zbus::{Connection, OwnedObjectPath};
@@ -200,6 +200,23 @@ mod finalization {
         drop((logind, listener, connection));
         host.reboot()?;
         assert_ne!(host.sandbox.booted()?.checksum, first);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_logind_that_goes_down_with_the_host_owes_no_answer() -> Result<()> {
+        let (host, _image) = published()?;
+        host.upgrade_with(&lock(true)).await?.succeeded()?;
+        let crashing = Logind::start(&host.bus).await?;
+        crashing.vanish_at_reboot(Announcing::Nothing);
+        apply(&host).await?.failed("NotSupported")?;
+        assert!(is_locked(&host).await?, "no reboot was announced");
+        drop(crashing);
+
+        let leaving = Logind::start(&host.bus).await?;
+        leaving.vanish_at_reboot(Announcing::Shutdown);
+        apply(&host).await?.succeeded()?;
+        assert!(!is_locked(&host).await?, "the shutdown has begun");
         Ok(())
     }
 

@@ -4,7 +4,14 @@
 //! (org.freedesktop.login1(5)). Invariant: an answer that cannot be had is an error and
 //! never "nobody".
 
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
 use zbus::OwnedObjectPath;
+
+/// How long an announcement of the shutdown may take to reach us after the error that it
+/// explains: it was sent before, and only has to be handed over.
+const ANNOUNCEMENT: Duration = Duration::from_secs(1);
 
 /// logind did not answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -37,6 +44,8 @@ trait Manager {
     fn list_inhibitors(&self) -> zbus::Result<Vec<(String, String, String, String, u32, u32)>>;
     fn list_sessions(&self) -> zbus::Result<Vec<(String, u32, String, String, OwnedObjectPath)>>;
     fn reboot(&self, interactive: bool) -> zbus::Result<()>;
+    #[zbus(signal)]
+    fn prepare_for_shutdown(&self, start: bool) -> zbus::Result<()>;
 }
 
 /// A handle; every question is a bus call.
@@ -74,7 +83,25 @@ impl Logind {
     }
 
     /// Reboots, without asking anybody.
+    ///
+    /// logind goes down with the host, now and then before it has answered; by then it has
+    /// announced the shutdown, and that counts as its answer.
     pub async fn reboot(&self) -> Result<(), Error> {
-        Ok(self.manager().await?.reboot(false).await?)
+        let manager = self.manager().await?;
+        let mut announced = manager.receive_prepare_for_shutdown().await?;
+        let Err(error) = manager.reboot(false).await else {
+            return Ok(());
+        };
+        let went_away = matches!(
+            &error,
+            zbus::Error::FDO(fdo) if matches!(**fdo, zbus::fdo::Error::NoReply(_))
+        );
+        if went_away
+            && let Ok(Some(signal)) = tokio::time::timeout(ANNOUNCEMENT, announced.next()).await
+            && signal.args().is_ok_and(|it| it.start)
+        {
+            return Ok(());
+        }
+        Err(error.into())
     }
 }
