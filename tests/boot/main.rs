@@ -57,13 +57,13 @@ const SCENARIOS: &[Scenario] = &[
         run: |case| cut_half(case, 1),
     },
     Scenario {
+        topic: "there-and-back",
+        on: &[(Kind::Qemu, Suite::Forky)],
+        run: update::there_and_back,
+    },
+    Scenario {
         topic: "rollback",
-        on: &[
-            (Kind::Qemu, Suite::Forky),
-            (Kind::Container, Suite::Forky),
-            (Kind::Container, Suite::Trixie),
-            (Kind::Container, Suite::Bookworm),
-        ],
+        on: CONTAINERS,
         run: update::rollback,
     },
     Scenario {

@@ -20,9 +20,14 @@ impl Status {
     /// Asks for it; again while the daemon, which has just been started, has not read the
     /// sysroot of a busy machine.
     pub(crate) fn read(machine: &mut Machine) -> Result<Self> {
+        Self::told_by(machine, "osteward status --json")
+    }
+
+    /// As [`Status::read`], by a command of one's own.
+    pub(crate) fn told_by(machine: &mut Machine, command: &str) -> Result<Self> {
         let until = Instant::now() + PATIENCE;
         loop {
-            let status = machine.json("osteward status --json")?;
+            let status = machine.json(command)?;
             if status["update-state"] != "unknown" || Instant::now() > until {
                 return Ok(Self(status));
             }

@@ -90,8 +90,8 @@ pub(crate) fn permissions(case: &mut Case<'_>) -> Result<()> {
     origin.publish("v2")?;
     let relay = origin.through_relay(&mut case.machine)?;
     case.step("everybody reads the status", |machine| {
-        let status = machine.json("runuser --user alice -- osteward status --json")?;
-        let summary = Status(status).summary();
+        let command = "runuser --user alice -- osteward status --json";
+        let summary = Status::told_by(machine, command)?.summary();
         ensure!(summary == "booted 1", "{summary}");
         Ok(())
     })?;

@@ -18,8 +18,9 @@ use crate::origin::Origin;
 use crate::osteward::{Status, done};
 use crate::update::sound;
 
-/// The parts of an update in their order, each with what the console says when it begins: the
-/// daemon's words, those of [`UPDATE`], systemd's, and the boot loader's.
+/// The parts of an update in their order, and the boot that follows, each with what the console
+/// says when it begins: the daemon's words, those of [`UPDATE`], systemd's, and the boot
+/// loader's.
 const PARTS: [(&str, &str); 9] = [
     ("downloading", "fetching 1 layers"),
     ("importing", "writing the last layers"),
@@ -30,18 +31,6 @@ const PARTS: [(&str, &str); 9] = [
     ("finalize", "Stopping ostree-finalize-staged.service"),
     ("going down", "Stopped ostree-finalize-staged.service"),
     ("booting", "booting ostree-"),
-];
-
-/// Parts that cuts fall into, in turn.
-const STRATA: [&str; 8] = [
-    "downloading",
-    "importing",
-    "merging",
-    "staging",
-    "cleaning",
-    "shutdown",
-    "finalize",
-    "going down",
 ];
 
 /// What an update takes at most, however busy the host is.
@@ -68,9 +57,8 @@ struct Parts(Vec<(&'static str, Instant)>);
 
 impl Parts {
     /// Notes what is new on the console since `from` bytes.
-    fn look(&mut self, machine: &Machine, from: usize) -> Result<()> {
-        let console = machine.console()?;
-        let text = console.get(from..).unwrap_or_default();
+    fn look(&mut self, machine: &Machine, from: u64) -> Result<()> {
+        let text = machine.console_since(from)?;
         for (part, words) in PARTS {
             if self.begin(part).is_none() && text.contains(words) {
                 self.0.push((part, Instant::now()));
@@ -92,7 +80,7 @@ impl Parts {
 }
 
 /// Waits until the part has begun, or a later one: those before may be too short to be seen.
-fn wait_for(machine: &Machine, from: usize, part: &str) -> Result<Instant> {
+fn wait_for(machine: &Machine, from: u64, part: &str) -> Result<Instant> {
     let until = Instant::now() + PATIENCE;
     let wanted = PARTS.iter().position(|(name, _)| *name == part);
     let wanted = &PARTS[wanted.context("no such part")?..];
@@ -159,9 +147,7 @@ pub(crate) fn cuts(case: &mut Case<'_>, cuts: u32, seed: u64, first: u32) -> Res
         calibrate(machine, &mut pulses)
     })?;
     for number in 0..cuts {
-        let part = STRATA[number as usize % STRATA.len()];
-        let longest = lengths.iter().find(|(name, _)| *name == part);
-        let longest = longest.map_or(Duration::ZERO, |it| it.1);
+        let (part, longest) = lengths[number as usize % lengths.len()];
         let after = longest.mul_f64(random.f64());
         cut(case, &mut pulses, part, after)
             .with_context(|| format!("cut {} with OSTEWARD_SEED={seed}", number + 1))?;
@@ -184,10 +170,10 @@ pub(crate) fn cuts(case: &mut Case<'_>, cuts: u32, seed: u64, first: u32) -> Res
     )
 }
 
-/// Lets one update through and measures its parts.
+/// Lets one update through and measures its parts, into each of which cuts fall in turn.
 fn calibrate(machine: &mut Machine, pulses: &mut Pulses) -> Result<Vec<(&'static str, Duration)>> {
     let wanted = pulses.next()?;
-    let from = machine.console()?.len();
+    let from = machine.console_length()?;
     machine.ok(UPDATE)?;
     let mut parts = Parts::default();
     let until = Instant::now() + PATIENCE;
@@ -198,16 +184,15 @@ fn calibrate(machine: &mut Machine, pulses: &mut Pulses) -> Result<Vec<(&'static
     }
     machine.await_boot()?;
     ensure!(version(machine)? == wanted);
-    STRATA
-        .into_iter()
-        .map(|part| {
-            let length = parts.length(part);
-            Ok((
-                part,
-                length.with_context(|| format!("{part} was not seen: {parts:?}"))?,
-            ))
-        })
-        .collect()
+    let cuttable = PARTS.iter().take_while(|(part, _)| *part != "booting");
+    let lengths = cuttable.map(|(part, _)| {
+        let length = parts.length(part);
+        Ok((
+            *part,
+            length.with_context(|| format!("no {part} in {parts:?}"))?,
+        ))
+    });
+    lengths.collect()
 }
 
 /// One update, one cut, and what has to be true after it.
@@ -216,7 +201,7 @@ fn cut(case: &mut Case<'_>, pulses: &mut Pulses, part: &str, after: Duration) ->
     let (before, wanted) = case.step(&what, |machine| {
         let before = version(machine)?;
         let wanted = pulses.next()?;
-        let from = machine.console()?.len();
+        let from = machine.console_length()?;
         machine.ok(UPDATE)?;
         let begin = wait_for(machine, from, part)?;
         // The moment is the point of the test; nothing is waited for.

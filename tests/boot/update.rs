@@ -156,6 +156,30 @@ fn mounts(case: &mut Case<'_>) -> Result<()> {
     )
 }
 
+/// The way that the boot loader has a part in, and no more: for machines that are slow.
+pub(crate) fn there_and_back(case: &mut Case<'_>) -> Result<()> {
+    let origin = Origin::of(case)?;
+    let first = case.machine.deployment().to_owned();
+    to_version_2(case, &origin)?;
+    case.step(
+        "what booted is version 2, whatever osteward says",
+        |machine| {
+            ensure!(version_of_files(machine)? == "2");
+            ensure!(machine.deployment() != first);
+            Ok(())
+        },
+    )?;
+    case.step("rollback queues version 1, apply boots it", |machine| {
+        done(machine, "rollback")?;
+        apply(machine)
+    })?;
+    case.step("version 1 is booted", |machine| {
+        expect_status(machine, "booted 1, rollback 2")?;
+        ensure!(version_of_files(machine)? == "1");
+        Ok(())
+    })
+}
+
 /// Going back, and what is remembered of it.
 pub(crate) fn rollback(case: &mut Case<'_>) -> Result<()> {
     let origin = Origin::of(case)?;

@@ -25,15 +25,15 @@ use crate::image::Layout;
 use crate::oracle;
 use crate::process::{command, run};
 
-/// Bytes of the disk: version 1 leaves about 600 MB free, room for some updates and too little
+/// Bytes of the disk: version 1 leaves about 500 MB free, room for some updates and too little
 /// for the image that is meant not to fit.
-pub const DISK_SIZE: u64 = 896 << 20;
+const DISK_SIZE: u64 = 896 << 20;
 /// Where the root file system starts, in bytes from the start of the disk.
-pub const ROOT_OFFSET: u64 = ROOT_START * SECTOR;
+pub(crate) const ROOT_OFFSET: u64 = ROOT_START * SECTOR;
 /// The root file system's UUID, the same on every disk: equal inputs give equal boot entries.
 const ROOT_UUID: &str = "05730a2d-0571-4e2a-9d1b-6f7374657761";
 /// The stateroot of a bootc host.
-pub const STATEROOT: &str = "default";
+const STATEROOT: &str = "default";
 const TAG: &str = "v1";
 
 const SECTOR: u64 = 512;
@@ -52,8 +52,8 @@ const BLOCK: u64 = 4096;
 const INSTALL_KARGS: [&str; 4] = ["rw", "console=ttyS0,115200", "quiet", "mitigations=off"];
 
 /// Makes the disk `out` for version 1 of `suite`'s image, which stands in `layout` under the tag
-/// `v1` on an ostree base (see [`oracle::write_base`]), and whose root tree is `tree`. `base` is a
-/// chrootable tree of the same suite, only read, that has the suite's `ostree`.
+/// `v1` on an ostree base (see [`oracle::write_base`]). Its kernel arguments are read from its root
+/// tree, `tree`. `base` is a chrootable tree of the same suite, only read, that has its `ostree`.
 ///
 /// # Errors
 /// With the words of whatever program failed; `out` is worth nothing then.

@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 
 mod cpio;
 mod debian;
-pub mod disk;
+pub(crate) mod disk;
 mod grub;
 mod initramfs;
 mod layers;

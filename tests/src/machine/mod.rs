@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::fs::{self, File};
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -105,7 +106,10 @@ impl Machine {
     /// was on its console.
     pub fn start(kind: Kind, bootable: &Bootable, name: &str) -> Result<Self> {
         let mut machine = Self::assemble(kind, bootable, name)?;
-        machine.power_on()?;
+        if let Err(error) = machine.power_on() {
+            let dir = machine.keep()?;
+            return Err(error.context(format!("its console and journal: {}", dir.display())));
+        }
         Ok(machine)
     }
 
@@ -143,7 +147,7 @@ impl Machine {
         let hardware: Box<dyn Hardware> = match kind {
             Kind::Container => Box::new(container::Container::new(plan.clone())?),
             Kind::Uml => Box::new(uml::Uml::new(plan.clone())?),
-            Kind::Qemu => Box::new(qemu::Qemu::new(plan.clone())),
+            Kind::Qemu => Box::new(qemu::Qemu::new(plan.clone(), bootable.suite)?),
         };
         Ok(Self {
             power: None,
@@ -288,8 +292,29 @@ impl Machine {
     /// # Errors
     /// When the log cannot be read.
     pub fn console(&self) -> Result<String> {
-        let log = fs::read(self.plan.console_log()).context("reading the console's log")?;
-        Ok(String::from_utf8_lossy(&log).into_owned())
+        self.console_since(0)
+    }
+
+    /// How many bytes the machine has said on its console so far.
+    ///
+    /// # Errors
+    /// When the log cannot be examined.
+    pub fn console_length(&self) -> Result<u64> {
+        let log = fs::metadata(self.plan.console_log());
+        Ok(log.context("examining the console's log")?.len())
+    }
+
+    /// What the machine said on its console after so many bytes.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn console_since(&self, length: u64) -> Result<String> {
+        let mut said = Vec::new();
+        let mut log = File::open(self.plan.console_log()).context("opening the console's log")?;
+        log.seek(SeekFrom::Start(length))?;
+        log.read_to_end(&mut said)
+            .context("reading the console's log")?;
+        Ok(String::from_utf8_lossy(&said).into_owned())
     }
 
     fn console_end(&self) -> String {

@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use super::hardware::{Console, Hardware, Plan, Process, Stream, wait_readable};
+use crate::bootable::Suite;
 use crate::bootable::disk::tool;
 use crate::process::command;
 
@@ -31,8 +32,14 @@ pub(super) struct Qemu {
 }
 
 impl Qemu {
-    pub(super) fn new(plan: Plan) -> Self {
-        Self { plan }
+    /// The machine, unless the boot loader would not find the suite's kernel.
+    pub(super) fn new(plan: Plan, suite: Suite) -> Result<Self> {
+        ensure!(
+            suite != Suite::Bookworm,
+            "Debian 12's libostree writes boot entries for a /boot that is a file system of its \
+             own, and this disk has none: take uml or container"
+        );
+        Ok(Self { plan })
     }
 
     /// QEMU's words; its working directory is to be the machine's.
@@ -51,6 +58,7 @@ impl Qemu {
                     escaped(&self.plan.console_log())
                 )
             }
+            // Sharing it makes QEMU listen to Ctrl-A x as well, the way out of a guest that hangs.
             Console::Terminal => "stdio,id=console,mux=on,signal=off".into(),
         };
         // What the guest wrote outlives a killed QEMU in the host's memory: it need not wait until
@@ -70,7 +78,6 @@ impl Qemu {
         add(&["-m", "1024", "-display", "none"]);
         add(&["-chardev", &serial, "-serial", "chardev:console"]);
         if console == Console::Terminal {
-            add(&["-mon", "chardev=console,mode=readline"]);
             // The image's console has a root shell then.
             add(&[
                 "-smbios",
