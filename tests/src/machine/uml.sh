@@ -27,8 +27,9 @@ rebooted=133
 printf '#!/bin/bash\nexit %s\n' "$rebooted" >"$tools/tmp/reboot"
 chmod +x "$tools/tmp/reboot"
 
-# Reads the disk as firmware does: what the journal has not written yet is not there.
-look() { chroot "$tools" debugfs -R "$1" "/mnt/disk.raw?offset=$offset" 2>/dev/null; }
+# Reads the disk as firmware does: what the journal has not written yet is not there, and
+# checksums are nobody's concern (a block that was being written has the wrong one).
+look() { chroot "$tools" debugfs -n -R "$1" "/mnt/disk.raw?offset=$offset" 2>"$tools/tmp/said"; }
 
 # Whether the file that a boot entry names has content. Old libostree takes /boot for a file system
 # of its own and names files from there.
@@ -58,7 +59,7 @@ options() {
             best=$version chosen=$name options=$words files=("$linux" "$initrd")
         fi
     done < <(look 'ls -p /boot/loader/entries/')
-    [[ -n $chosen ]] || { echo 'no boot entry' >&2; return 1; }
+    [[ -n $chosen ]] || { echo "no boot entry; debugfs: $(<"$tools/tmp/said")" >&2; return 1; }
     # They are not the kernel that runs here, but a machine that lacks them does not boot either.
     for name in "${files[@]}"; do
         loadable "$name" || { echo "$chosen: cannot load $name" >&2; return 1; }
