@@ -22,6 +22,7 @@ const BALLAST: &str = "dd if=/dev/zero of=/var/ballast bs=1M count=256 status=no
 /// Cancels an upgrade in its last phase; that it is in it is told at its end at the latest.
 const CANCEL_LATE: &str = r#"
     job=$(osteward upgrade --no-wait)
+    echo "$job" >/run/late-job
     while read -r line; do
         if [[ $line == *'"phase":"cleaning"'* ]]; then break; fi
     done < <(osteward watch --json "$job" 2>/dev/null)
@@ -134,6 +135,8 @@ pub(crate) fn every_phase(case: &mut Case<'_>) -> Result<()> {
         expect_status(machine, "staged 2, booted 1").map(drop)
     })?;
     case.step("nothing was fetched again for that", |machine| {
+        // What could not be cancelled may still be at work.
+        machine.ok("osteward watch --quiet $(cat /run/late-job)")?;
         let upgrade = newest_job(machine)?;
         ensure!(upgrade["result"]["fetched-bytes"] == 0, "{upgrade:#}");
         Ok(())
