@@ -30,12 +30,14 @@ impl Sysroot {
         fs::create_dir_all(path)?;
         sysroot.ostree(["admin", "init-fs", "--modern"], [path])?;
         for (key, value) in [
-            ("bootloader", "none"),
-            ("bootprefix", "true"),
-            ("readonly", "true"),
+            ("sysroot.bootloader", "none"),
+            ("sysroot.bootprefix", "true"),
+            ("sysroot.readonly", "true"),
+            // The default is a share of the whole disk, here of whoever builds: it may be gone
+            // long before the disk is full.
+            ("core.min-free-space-percent", "0"),
         ] {
-            let key = format!("sysroot.{key}");
-            sysroot.repo(["config", "set", &key, value])?;
+            sysroot.repo(["config", "set", key, value])?;
         }
         sysroot.admin(["os-init", STATEROOT])?;
         let commit = match &options.first {
