@@ -121,7 +121,6 @@ SUITE ?= forky
 .PHONY: vm
 vm: deps
 	$(if $(sudo),$(CARGO) build $(CARGOFLAGS) -p ostewardd -p osteward)
-	$(if $(sudo),$(build_oracle))
 	$(as_root) $(CARGO) run $(CARGOFLAGS) --quiet -p osteward-tests --bin osteward-vm -- \
 		$(MACHINE) $(SUITE)
 

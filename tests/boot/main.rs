@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock};
 
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Trial};
-use osteward_tests::bootable::{Bootable, Suite, prepare, work_dir};
+use osteward_tests::bootable::{Bootable, Installer, Suite, prepare, work_dir};
 use osteward_tests::machine::{Kind, network};
 use osteward_tests::suite::{Case, Report};
 
@@ -201,7 +201,7 @@ fn main() -> Result<ExitCode> {
     let mut bootables: Vec<Arc<Bootable>> = Vec::new();
     for (_, (_, suite)) in &chosen {
         if bootables.iter().all(|made| made.suite != *suite) {
-            bootables.push(Arc::new(prepare(*suite)?));
+            bootables.push(Arc::new(prepare(*suite, Installer::Bootc)?));
         }
     }
     // Starts the program again, this time to find everything made and to come back from here:

@@ -2,7 +2,7 @@
 //! wants them made before the clock of the tests runs, and for whoever wants to look at them.
 
 use anyhow::Result;
-use osteward_tests::bootable::{Suite, prepare};
+use osteward_tests::bootable::{Installer, Suite, prepare};
 
 fn main() -> Result<()> {
     let mut names: Vec<String> = std::env::args().skip(1).collect();
@@ -10,7 +10,7 @@ fn main() -> Result<()> {
         names.push(Suite::Forky.name().into());
     }
     for name in names {
-        let made = prepare(Suite::from_name(&name)?)?;
+        let made = prepare(Suite::from_name(&name)?, Installer::Bootc)?;
         println!("tree    {}", made.tree.display());
         println!(
             "images  {} ({})",

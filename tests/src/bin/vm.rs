@@ -3,7 +3,7 @@
 //! The machine starts from the pristine disk and is gone afterwards.
 
 use anyhow::{Result, ensure};
-use osteward_tests::bootable::{Suite, prepare};
+use osteward_tests::bootable::{Installer, Suite, prepare};
 use osteward_tests::machine::{Kind, Machine, network};
 
 fn main() -> Result<()> {
@@ -17,7 +17,7 @@ fn main() -> Result<()> {
     let (kind, suite) = (Kind::from_name(kind)?, Suite::from_name(suite)?);
 
     // Debian's archive is out of reach in the machines' network.
-    let bootable = prepare(suite)?;
+    let bootable = prepare(suite, Installer::Ostree)?;
     network::enter()?;
     let _registry = network::serve(&[&bootable])?;
     println!("{}", welcome(kind, suite));

@@ -2,9 +2,9 @@
 //!
 //! Owns the disk's layout and its first deployment. The disk has a GPT with a BIOS-boot
 //! partition for GRUB and one ext4 file system for everything else, `/boot` included. In its
-//! repository stands version 1 as ostree-ext imports it, so that the host looks like any bootc
-//! host; the deployment is made by the image's own `ostree`, because it alone knows which
-//! ComposeFS metadata its `ostree-prepare-root` will want.
+//! repository stands version 1, as ostree-ext imports it or as a plain commit; the deployment is
+//! made by the image's own `ostree`, because it alone knows which ComposeFS metadata its
+//! `ostree-prepare-root` will want.
 //!
 //! Invariant: all mounts are in a private namespace, which the kernel takes down together with
 //! this process, and the loop device with it.
@@ -51,9 +51,17 @@ const BLOCK: u64 = 4096;
 /// `ostree-prepare-root`. The last two save time, most of all where the machine is emulated.
 const INSTALL_KARGS: [&str; 4] = ["rw", "console=ttyS0,115200", "quiet", "mitigations=off"];
 
-/// Makes the disk `out` for version 1 of `suite`'s image, which stands in `layout` under the tag
-/// `v1` on an ostree base (see [`oracle::write_base`]). Its kernel arguments are read from its root
-/// tree, `tree`. `base` is a chrootable tree of the same suite, only read, that has its `ostree`.
+/// What becomes version 1 of the disk.
+pub(crate) enum System<'a> {
+    /// The image with the tag `v1` of this layout, on an ostree base (see [`oracle::write_base`]).
+    Image(&'a Layout),
+    /// These root trees, one over the other.
+    Trees(&'a [&'a Path]),
+}
+
+/// Makes the disk `out` for version 1 of `suite`, `system`. Its kernel arguments are read from its
+/// root tree, `tree`. `base` is a chrootable tree of the same suite, only read, that has its
+/// `ostree`.
 ///
 /// # Errors
 /// With the words of whatever program failed; `out` is worth nothing then.
@@ -62,10 +70,11 @@ pub(crate) fn build(
     tools: &Path,
     base: &Path,
     tree: &Path,
-    layout: &Layout,
+    system: &System<'_>,
     suite: Suite,
 ) -> Result<()> {
-    let scratch = tempfile::tempdir()?;
+    // Beside the disk, so that trees can be linked and not copied.
+    let scratch = tempfile::tempdir_in(out.parent().context("a disk in no directory")?)?;
     let scratch = scratch.path();
     partition(out)?;
     let file = File::options().read(true).write(true).open(out)?;
@@ -73,7 +82,7 @@ pub(crate) fn build(
     drop(file);
     make_root(out, tools)?;
     let mounted = Mounted::mount(out, base, scratch)?;
-    install(&mounted, tree, layout, suite, scratch)?;
+    install(&mounted, tree, system, suite, scratch)?;
     grub::configure(&mounted.root())?;
     mounted.unmount()
 }
@@ -123,7 +132,7 @@ fn make_root(disk: &Path, tools: &Path) -> Result<()> {
 fn install(
     mounted: &Mounted,
     tree: &Path,
-    layout: &Layout,
+    system: &System<'_>,
     suite: Suite,
     scratch: &Path,
 ) -> Result<()> {
@@ -138,14 +147,10 @@ fn install(
         mounted.repo(["config", "set", key, value])?;
     }
     mounted.guest(["ostree", "admin", "--sysroot=/mnt", "os-init", STATEROOT])?;
-    let reference = suite.reference(TAG);
-    let place = format!("oci:{}:{TAG}", layout.path.display());
-    let repo = mounted.root().join("ostree/repo");
-    let image = oracle::import_as(&repo, &place, &format!("docker://{reference}"))
-        .context("importing version 1")?;
-    let origin =
-        format!("[origin]\ncontainer-image-reference=ostree-unverified-registry:{reference}\n");
-    fs::write(scratch.join("origin"), origin)?;
+    let commit = match system {
+        System::Image(layout) => import(mounted, layout, suite, scratch)?,
+        System::Trees(trees) => commit(mounted, trees, scratch)?,
+    };
     let mut deploy = vec![
         "ostree".to_owned(),
         "admin".to_owned(),
@@ -161,9 +166,57 @@ fn install(
             .chain(image_kargs(tree)?)
             .map(|karg| format!("--karg={karg}")),
     );
-    deploy.push(image.merge_commit);
+    deploy.push(commit);
     mounted.guest(deploy).context("deploying version 1")?;
     mounted.repo(["config", "unset", "core.fsync"])
+}
+
+/// Imports the image as ostree-ext does, and writes the origin of its deployment; returns the
+/// commit.
+fn import(mounted: &Mounted, layout: &Layout, suite: Suite, scratch: &Path) -> Result<String> {
+    let reference = suite.reference(TAG);
+    let place = format!("oci:{}:{TAG}", layout.path.display());
+    let repo = mounted.root().join("ostree/repo");
+    let image = oracle::import_as(&repo, &place, &format!("docker://{reference}"))
+        .context("importing version 1")?;
+    let origin =
+        format!("[origin]\ncontainer-image-reference=ostree-unverified-registry:{reference}\n");
+    fs::write(scratch.join("origin"), origin)?;
+    Ok(image.merge_commit)
+}
+
+/// Lays root trees over each other, with `/etc` where ostree wants an image's, and without the
+/// devices, which it does not take.
+const LAY: &str = r#"
+set -eu
+root=$1
+shift
+mkdir "$root"
+for tree; do cp -alf "$tree/." "$root"; done
+find "$root/dev" -mindepth 1 -delete
+mv "$root/etc" "$root/usr/etc""#;
+
+/// Commits trees to a branch, and writes the origin of its deployment; returns the branch.
+fn commit(mounted: &Mounted, trees: &[&Path], scratch: &Path) -> Result<String> {
+    const BRANCH: &str = "lab/os";
+    let mut lay = command(["sh", "-c", LAY, "lay"]);
+    run(lay.arg(scratch.join("root")).args(trees)).context("laying out version 1")?;
+    let branch = format!("--branch={BRANCH}");
+    let root = format!("{SCRATCH}/root");
+    mounted
+        .repo([
+            "commit",
+            "--bootable",
+            "--add-metadata-string=version=1",
+            &branch,
+            &root,
+        ])
+        .context("committing version 1")?;
+    fs::write(
+        scratch.join("origin"),
+        format!("[origin]\nrefspec={BRANCH}\n"),
+    )?;
+    Ok(BRANCH.to_owned())
 }
 
 /// One file of `/usr/lib/bootc/kargs.d`.

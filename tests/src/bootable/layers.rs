@@ -1,10 +1,11 @@
-//! Version 1's big layers, which stay the same when osteward changes: a tiny base as ostree-ext
-//! wants it, the packages in gzip, and the kernel in zstd.
+//! Version 1's big layers, which stay the same when osteward changes: a tiny base if ostree-ext is
+//! to import it, the packages in gzip, and the kernel in zstd.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use super::Installer;
 use super::product::product;
 use crate::image::{Compression, Image, Layer, Layout, paths_below, with_parents};
 use crate::oracle::write_base;
@@ -26,11 +27,15 @@ pub(super) struct BigLayers {
 ///
 /// # Errors
 /// When the tree cannot be read, or with the oracle's words.
-pub(super) fn of_tree(out: &Path, tree: &Path, tree_key: &str) -> Result<BigLayers> {
+pub(super) fn of_tree(
+    out: &Path,
+    tree: &Path,
+    tree_key: &str,
+    installer: Installer,
+) -> Result<BigLayers> {
     let inputs = [tree_key, include_str!("layers.rs")];
     let key = product(out, &inputs, |out| {
         let layout = Layout::create(out)?;
-        write_base(out, &layout, "base")?;
         let found = paths_below(tree, |_| true)?;
         let (kernel, packages): (Vec<&str>, Vec<&str>) = found
             .iter()
@@ -40,8 +45,12 @@ pub(super) fn of_tree(out: &Path, tree: &Path, tree_key: &str) -> Result<BigLaye
             let layer = Layer::new().compressed(compression).quickly();
             layer.add_from(tree, &with_parents(paths))
         };
-        Image::new("0")
-            .on(&layout.find("base")?)
+        let mut image = Image::new("0");
+        if installer == Installer::Bootc {
+            write_base(out, &layout, "base")?;
+            image = image.on(&layout.find("base")?);
+        }
+        image
             .layer(layer(packages, Compression::Gzip)?)
             .layer(layer(kernel, Compression::Zstd)?)
             .write_as(&layout, TAG)

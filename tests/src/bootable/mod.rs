@@ -86,6 +86,16 @@ impl Suite {
     }
 }
 
+/// What put version 1 on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Installer {
+    /// An image, as ostree-ext imports it: the host looks like any bootc host, and tracks it.
+    Bootc,
+    /// The tree, as `ostree commit` takes it: the host tracks nothing that osteward can upgrade,
+    /// and nobody has to wait for ostree-ext to be compiled.
+    Ostree,
+}
+
 /// All that machines of one suite are made of.
 #[derive(Clone, Debug)]
 pub struct Bootable {
@@ -128,13 +138,13 @@ pub fn work_dir() -> Result<PathBuf> {
 /// # Errors
 /// When not root, when another program that this needs is missing or fails, or Debian's
 /// archive is out of reach.
-pub fn prepare(suite: Suite) -> Result<Bootable> {
+pub fn prepare(suite: Suite, installer: Installer) -> Result<Bootable> {
     require_root()?;
     let started = Instant::now();
     let work = work_dir()?;
     let made = loop {
         let lock = product::lock(&work)?;
-        match make(suite, &work) {
+        match make(suite, installer, &work) {
             Ok(made) => break made,
             // Whoever uses it may want to make another suite's products before it ends.
             Err(error) => {
@@ -148,18 +158,24 @@ pub fn prepare(suite: Suite) -> Result<Bootable> {
     Ok(made)
 }
 
-fn make(suite: Suite, work: &Path) -> Result<Bootable> {
+fn make(suite: Suite, installer: Installer, work: &Path) -> Result<Bootable> {
     let name = suite.name();
     let at = |product: &str| work.join(format!("{product}-{name}"));
+    // Images differ as well: only ostree-ext needs, and makes, a base of its own kind.
+    let variant = |product: &str| match installer {
+        Installer::Bootc => at(product),
+        Installer::Ostree => at(&format!("{product}-plain")),
+    };
     let (tools, base, tree) = (work.join("tools"), at("base"), at("tree"));
-    let (layout, registry, uml_initramfs) = (at("oci"), at("registry"), at("uml-initramfs"));
-    let disk = work.join(format!("disk-{name}.raw"));
+    let uml_initramfs = at("uml-initramfs");
+    let (layout, registry) = (variant("oci"), variant("registry"));
+    let disk = variant("disk").with_extension("raw");
 
-    let (tools_key, base_key) = make_what_takes_long(&tools, &base, suite)?;
+    let (tools_key, base_key) = make_what_takes_long(&tools, &base, suite, installer)?;
     let tree_key = tree::make(&tree, suite, (&tools, &tools_key), (&base, &base_key))?;
     initramfs::for_uml(&uml_initramfs, &tools, &tree, &[&tools_key, &tree_key])?;
-    let big = layers::of_tree(&at("layers"), &tree, &tree_key)?;
-    let own = own::stage(&at("own"))?;
+    let big = layers::of_tree(&variant("layers"), &tree, &tree_key, installer)?;
+    let own = own::stage(&variant("own"))?;
     let images_key = versions::make(&layout, suite, &tree, (&big.path, &big.key), &own)?;
     let layout = Layout::create(layout)?;
     registry_data::make(&registry, &layout, suite, &images_key)?;
@@ -168,7 +184,11 @@ fn make(suite: Suite, work: &Path) -> Result<Bootable> {
     let sources = concat!(include_str!("disk.rs"), include_str!("grub.rs"));
     let inputs = [&tools_key, &base_key, &tree_key, &first, sources];
     product::product(&disk, &inputs, |out| {
-        disk::build(out, &tools, &base, &tree, &layout, suite)
+        let system = match installer {
+            Installer::Bootc => disk::System::Image(&layout),
+            Installer::Ostree => disk::System::Trees(&[&tree, &own.path]),
+        };
+        disk::build(out, &tools, &base, &tree, &system, suite)
     })?;
 
     let mut held = Vec::new();
@@ -196,9 +216,14 @@ fn make(suite: Suite, work: &Path) -> Result<Bootable> {
 
 /// The two trees of packages, for which the keys are returned, and the programs, side by side:
 /// cargo needs the processors, and Debian's archive mostly the network.
-fn make_what_takes_long(tools: &Path, base: &Path, suite: Suite) -> Result<(String, String)> {
+fn make_what_takes_long(
+    tools: &Path,
+    base: &Path,
+    suite: Suite,
+    installer: Installer,
+) -> Result<(String, String)> {
     std::thread::scope(|scope| {
-        let programs = scope.spawn(|| product::step("programs", build_programs));
+        let programs = scope.spawn(|| product::step("programs", || build_programs(installer)));
         let tools_key = scope.spawn(|| debian::tools(tools));
         let base_key = debian::base(base, suite);
         let tools_key = joined(tools_key.join())?;
@@ -208,9 +233,12 @@ fn make_what_takes_long(tools: &Path, base: &Path, suite: Suite) -> Result<(Stri
 }
 
 /// What goes into the images, and what writes them.
-fn build_programs() -> Result<()> {
+fn build_programs(installer: Installer) -> Result<()> {
     build_binaries()?;
-    oracle().map(drop)
+    match installer {
+        Installer::Bootc => oracle().map(drop),
+        Installer::Ostree => Ok(()),
+    }
 }
 
 fn joined<T>(result: std::thread::Result<Result<T>>) -> Result<T> {
