@@ -62,5 +62,13 @@ pub(crate) fn cleanup(case: &mut Case<'_>) -> Result<()> {
             status.summary()
         );
         Ok(())
+    })?;
+    // Until now libostree's own unit removed them at shutdown, outside our sandbox.
+    case.step("the rollback is discarded, and its directory", |machine| {
+        let result = done(machine, "discard rollback")?;
+        ensure!(result["deployments"] == 1, "{result:#}");
+        let (deployments, _) = on_disk(machine)?;
+        ensure!(deployments == 2, "{deployments} deployments on the disk");
+        Ok(())
     })
 }

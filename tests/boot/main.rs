@@ -78,7 +78,11 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         topic: "cleanup",
-        on: CONTAINER,
+        // Without ComposeFS, deployments are immutable, and somebody has to undo that.
+        on: &[
+            (Kind::Container, Suite::Forky),
+            (Kind::Container, Suite::Bookworm),
+        ],
         run: generations::cleanup,
     },
     Scenario {
