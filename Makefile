@@ -41,6 +41,12 @@ host = $(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
 sudo = $(if $(filter-out 0,$(shell id -u)),sudo)
 as_root = $(if $(sudo),CARGO_TARGET_$(host)_RUNNER='sudo --preserve-env env PATH=$(PATH)')
 
+# The quick build of programs, in $(1). Cargo unites the features of all packages that are
+# selected, and compiles dependencies again for another selection: so it is always the same.
+build_quickly = $(CARGO) build $(CARGOFLAGS) -p ostewardd -p osteward -p osteward-tests \
+	$(1:%=--bin %)
+run_built = $(if $(sudo),sudo --preserve-env env PATH='$(PATH)') $(target)/debug/
+
 build_oracle = CARGO_TARGET_DIR='$(abspath $(target))/oracle' \
 	$(CARGO) build $(CARGOFLAGS) --quiet --manifest-path $(oracle)
 
@@ -72,8 +78,8 @@ install-data:
 
 .PHONY: demo
 demo: deps
-	$(CARGO) build $(CARGOFLAGS) --quiet -p ostewardd -p osteward
-	$(as_root) $(CARGO) run $(CARGOFLAGS) --quiet -p osteward-tests --bin osteward-demo
+	$(call build_quickly,ostewardd osteward osteward-demo) --quiet
+	$(run_built)osteward-demo
 
 .PHONY: test
 test: deps test-unit test-system test-units
@@ -86,13 +92,13 @@ test-unit: deps
 # The real daemon and client on a private bus, with real services and the oracle.
 .PHONY: test-system
 test-system: deps
-	$(CARGO) build $(CARGOFLAGS) -p ostewardd -p osteward
+	$(call build_quickly,ostewardd osteward)
 	$(build_oracle)
 	$(as_root) $(CARGO) test $(CARGOFLAGS) -p osteward-tests
 
 .PHONY: test-units
 test-units: deps
-	$(CARGO) build $(CARGOFLAGS) -p ostewardd
+	$(call build_quickly,ostewardd)
 	rm -rf $(target)/install
 	$(INSTALL) -D -m 0755 $(target)/debug/ostewardd $(target)/install$(libexecdir)/ostewardd
 	$(MAKE) --no-print-directory install-data DESTDIR='$(abspath $(target))/install'
@@ -120,9 +126,8 @@ MACHINE ?= uml
 SUITE ?= forky
 .PHONY: vm
 vm: deps
-	$(if $(sudo),$(CARGO) build $(CARGOFLAGS) -p ostewardd -p osteward)
-	$(as_root) $(CARGO) run $(CARGOFLAGS) --quiet -p osteward-tests --bin osteward-vm -- \
-		$(MACHINE) $(SUITE)
+	$(call build_quickly,$(if $(sudo),ostewardd osteward) osteward-vm)
+	$(run_built)osteward-vm $(MACHINE) $(SUITE)
 
 # What the suite finds built, so that its files are not root's.
 .PHONY: boot-programs

@@ -242,7 +242,11 @@ pub fn build_binaries() -> Result<()> {
 fn build() -> Result<()> {
     let profile = profile_dir()?;
     let mut build = cargo();
-    build.args(["build", "--quiet", "-p", "ostewardd", "-p", "osteward"]);
+    // What was started with these packages selected finds their dependencies compiled: cargo
+    // unites the features of what is selected, and another selection is another build.
+    build.args(["build", "--quiet"]);
+    build.args(["-p", "ostewardd", "-p", "osteward", "-p", "osteward-tests"]);
+    build.args(["--bin", "ostewardd", "--bin", "osteward"]);
     if profile.file_name() == Some(OsStr::new("release")) {
         build.arg("--release");
     }
