@@ -24,6 +24,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::jobs::Request;
 use crate::observe::logind::Logind;
+use crate::observe::systemd::Systemd;
 use crate::sysroot::{self, Snapshot, Sysroot};
 use task::Task;
 
@@ -86,6 +87,8 @@ pub struct Parts {
     pub os: OsRelease,
     /// Sessions, inhibitors, reboot.
     pub logind: Logind,
+    /// The unit that finalizes.
+    pub systemd: Systemd,
     /// `/var/lib/osteward`.
     pub state_directory: PathBuf,
     /// `/run/osteward`.

@@ -32,6 +32,9 @@ pub enum Error {
     /// The host's session manager.
     #[error(transparent)]
     Logind(#[from] observe::logind::Error),
+    /// The host's service manager.
+    #[error(transparent)]
+    Systemd(#[from] observe::systemd::Error),
     /// Not booted by ostree.
     #[error("this host was not booted by ostree; osteward only works on an image-based host")]
     NotBooted,
@@ -157,7 +160,9 @@ impl Error {
             Error::Image(error) => image_to_bus(error, text),
             Error::Import(error) => import_to_bus(error, text),
             Error::Record(_) | Error::Config(_) => Bus::ConfigInvalid(text),
-            Error::Logind(_) | Error::NotSupported(_) => Bus::NotSupported(text),
+            Error::Logind(_) | Error::Systemd(_) | Error::NotSupported(_) => {
+                Bus::NotSupported(text)
+            }
             Error::NotBooted => Bus::NotBooted(text),
             Error::Busy(_) => Bus::Busy(text),
             Error::NoUpdate(_) => Bus::NoUpdate(text),

@@ -17,6 +17,7 @@ use zbus::Connection;
 
 use ostewardd::engine::{Engine, OsRelease, Parts};
 use ostewardd::observe::logind::Logind;
+use ostewardd::observe::systemd::Systemd;
 use ostewardd::sysroot::{self, Sysroot};
 use ostewardd::{config, lifetime, report, service};
 
@@ -100,6 +101,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         warnings,
         os: os_release(),
         logind: logind.clone(),
+        systemd: Systemd::new(connection.clone()),
         state_directory: directory("STATE_DIRECTORY", "/var/lib/osteward"),
         runtime_directory: directory("RUNTIME_DIRECTORY", "/run/osteward"),
     };

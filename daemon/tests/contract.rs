@@ -17,6 +17,7 @@ mod contract {
     use ostewardd::engine::{Caller, Engine, JobId, JobView, OsRelease, Parts, RunState};
     use ostewardd::jobs::progress::{Progress, phases};
     use ostewardd::observe::logind::Logind;
+    use ostewardd::observe::systemd::Systemd;
     use ostewardd::service;
     use ostewardd::sysroot::Sysroot;
     use tokio::sync::{mpsc, watch};
@@ -114,6 +115,7 @@ mod contract {
             warnings: vec![],
             os: OsRelease::default(),
             logind: Logind::new(server.clone()),
+            systemd: Systemd::new(server.clone()),
             state_directory: directory.path().join("state"),
             runtime_directory: directory.path().join("run"),
         };

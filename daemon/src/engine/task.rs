@@ -226,6 +226,7 @@ impl Task {
             config: self.config.clone(),
             quarantine: self.quarantine.clone(),
             logind: self.parts.logind.clone(),
+            systemd: self.parts.systemd.clone(),
             progress: progress.clone(),
             cancel: cancel.clone(),
             last_check,

@@ -12,7 +12,7 @@ use super::{Fact, Job, Outcome};
 use crate::error::Error;
 use crate::image::reference::Digest;
 use crate::observe::logind;
-use crate::sysroot::{Deployment, Snapshot};
+use crate::sysroot::{Deployment, Slot, Snapshot};
 
 pub(super) async fn run(
     job: &Job,
@@ -21,6 +21,9 @@ pub(super) async fn run(
 ) -> Result<Outcome, Error> {
     let snapshot = job.sysroot.snapshot().await?;
     let next = target(&snapshot, digest)?;
+    if next.slot == Slot::Staged {
+        job.systemd.arm_finalization().await?;
+    }
     if next.locked {
         unlock_and_reboot(job, next, ignore_inhibitors).await?;
     } else {

@@ -24,6 +24,7 @@ use crate::error::Error;
 use crate::image::layout::Image;
 use crate::image::reference::{Digest, ImageReference, OriginReference};
 use crate::observe::logind::Logind;
+use crate::observe::systemd::Systemd;
 use crate::record::{self, Quarantine};
 use crate::state::Command;
 use crate::sysroot::Sysroot;
@@ -218,6 +219,8 @@ pub struct Job {
     pub quarantine: Arc<Mutex<Result<Quarantine, record::Error>>>,
     /// Sessions, inhibitors, reboot.
     pub logind: Logind,
+    /// The unit that finalizes.
+    pub systemd: Systemd,
     /// Where to say how far it is.
     pub progress: Progress,
     /// Fires when somebody cancels.

@@ -275,6 +275,9 @@ async fn stage(
         .stage(commit, &found.origin, locked, &job.cancel)
         .await?;
     job.progress.point_of_no_return();
+    if let Err(error) = job.systemd.arm_finalization().await {
+        tracing::warn!(%error, "the image is staged; a reboot very soon may not switch to it");
+    }
     if pull.digest.is_some() {
         let digest = found.image.digest.to_string();
         let lifted = job.change_quarantine(move |list| list.lift(&digest)).await;
