@@ -19,6 +19,7 @@ pub mod import;
 pub mod jobs;
 pub mod lifetime;
 pub mod observe;
+pub mod packages;
 pub mod record;
 pub mod report;
 pub mod service;

@@ -10,6 +10,7 @@ mod layering {
         ("state", &[]),
         ("record", &[]),
         ("observe", &[]),
+        ("packages", &[]),
         ("image", &[]),
         ("import", &["image"]),
         ("sysroot", &["image"]),
