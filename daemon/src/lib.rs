@@ -14,9 +14,11 @@
 pub mod config;
 pub mod engine;
 pub mod error;
+pub mod etc;
 pub mod image;
 pub mod import;
 pub mod jobs;
+pub mod kargs;
 pub mod lifetime;
 pub mod observe;
 pub mod packages;

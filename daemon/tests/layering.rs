@@ -9,6 +9,8 @@ mod layering {
         ("config", &[]),
         ("state", &[]),
         ("record", &[]),
+        ("kargs", &[]),
+        ("etc", &[]),
         ("observe", &[]),
         ("packages", &[]),
         ("image", &[]),
