@@ -8,7 +8,9 @@
 #   make test                 every test that needs no machine (as root, or with sudo)
 #   make test-boot            machines that boot, update, lose power (BOOT= picks some)
 #   make vm                   a machine to try it on, in this terminal (MACHINE=, SUITE=)
-#   make soak N=200           as many power cuts, at random instants (SEED= repeats them)
+#   make soak N=200           as many power cuts, at random instants (SEED= repeats them),
+#                             as many operations of each client of a crowd, and as
+#                             many kills of the daemon
 #   make lint                 formatting, clippy, licences and sources of dependencies
 #   make bench                measurements, printed
 #   make advisories           known holes in dependencies (fetches a database)
@@ -28,11 +30,17 @@ unitdir = $(PREFIX)/lib/systemd/system
 tmpfilesdir = $(PREFIX)/lib/tmpfiles.d
 dbusdir = $(PREFIX)/share/dbus-1
 polkitdir = $(PREFIX)/share/polkit-1/actions
+mandir = $(PREFIX)/share/man
+bashdir = $(PREFIX)/share/bash-completion/completions
+zshdir = $(PREFIX)/share/zsh/site-functions
+fishdir = $(PREFIX)/share/fish/vendor_completions.d
 docdir = $(PREFIX)/share/doc/osteward
 
 target = $(or $(CARGO_TARGET_DIR),target)
 # What is installed: the test machines of developers get the quick build.
 programs = $(target)/release
+# Manual pages and completions, which `make` writes.
+manuals = $(target)/manuals
 oracle = tests/oracle/Cargo.toml
 
 # Whole-system tests and the demo make mount namespaces, which only root may. Cargo stays
@@ -53,6 +61,13 @@ build_oracle = CARGO_TARGET_DIR='$(abspath $(target))/oracle' \
 .PHONY: all
 all: deps-build
 	$(CARGO) build $(CARGOFLAGS) --release -p ostewardd -p osteward
+	$(CARGO) run $(CARGOFLAGS) --quiet -p osteward --example manuals -- '$(abspath $(manuals))'
+
+# For tests: the same pages, by what they build anyway.
+.PHONY: manuals
+manuals: deps-build
+	$(build_quickly) --quiet --example manuals
+	$(target)/debug/examples/manuals '$(abspath $(manuals))'
 
 # Installs what `make` built; builds nothing, so that it can run as root.
 .PHONY: install
@@ -74,7 +89,16 @@ install-data:
 	$(INSTALL) -m 0644 systemd-units/org.osteward1.policy $(DESTDIR)$(polkitdir)/
 	$(INSTALL) -m 0644 systemd-units/osteward.tmpfiles.conf $(DESTDIR)$(tmpfilesdir)/osteward.conf
 	$(INSTALL) -m 0644 dbus-interfaces/org.osteward1.*.xml $(DESTDIR)$(dbusdir)/interfaces/
-	$(INSTALL) -m 0644 README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE $(DESTDIR)$(docdir)/
+	$(INSTALL) -m 0644 README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE daemon/osteward.toml \
+		$(DESTDIR)$(docdir)/
+	$(INSTALL) -d $(DESTDIR)$(mandir)/man1 $(DESTDIR)$(mandir)/man5 $(DESTDIR)$(mandir)/man8 \
+		$(DESTDIR)$(bashdir) $(DESTDIR)$(zshdir) $(DESTDIR)$(fishdir)
+	$(INSTALL) -m 0644 $(manuals)/man/*.1 $(DESTDIR)$(mandir)/man1/
+	$(INSTALL) -m 0644 $(manuals)/man/*.5 $(DESTDIR)$(mandir)/man5/
+	$(INSTALL) -m 0644 $(manuals)/man/*.8 $(DESTDIR)$(mandir)/man8/
+	$(INSTALL) -m 0644 $(manuals)/completions/osteward.bash $(DESTDIR)$(bashdir)/osteward
+	$(INSTALL) -m 0644 $(manuals)/completions/_osteward $(DESTDIR)$(zshdir)/
+	$(INSTALL) -m 0644 $(manuals)/completions/osteward.fish $(DESTDIR)$(fishdir)/
 
 .PHONY: demo
 demo: deps
@@ -97,7 +121,7 @@ test-system: deps
 	$(as_root) $(CARGO) test $(CARGOFLAGS) -p osteward-tests
 
 .PHONY: test-units
-test-units: deps
+test-units: deps manuals
 	$(call build_quickly,ostewardd)
 	rm -rf $(target)/install
 	$(INSTALL) -D -m 0755 $(target)/debug/ostewardd $(target)/install$(libexecdir)/ostewardd
@@ -120,18 +144,24 @@ soak: deps boot-programs
 	OSTEWARD_BIN_DIR='$(abspath $(programs))' \
 		OSTEWARD_CUTS=$(N) $(SEED:%=OSTEWARD_SEED=%) $(as_root) \
 		$(CARGO) test $(CARGOFLAGS) -p osteward-tests --test boot -- power-cuts
+	OSTEWARD_BIN_DIR='$(abspath $(programs))' \
+		OSTEWARD_CROWD_OPERATIONS=$(N) $(SEED:%=OSTEWARD_CROWD_SEED=%) $(as_root) \
+		$(CARGO) test $(CARGOFLAGS) -p osteward-tests --test crowd -- --nocapture
+	OSTEWARD_BIN_DIR='$(abspath $(programs))' \
+		OSTEWARD_KILLS=$(N) $(SEED:%=OSTEWARD_KILLS_SEED=%) $(as_root) \
+		$(CARGO) test $(CARGOFLAGS) -p osteward-tests --test kills -- --nocapture
 
 # A machine of the suite for whoever types at it: MACHINE is uml, container or qemu.
 MACHINE ?= uml
 SUITE ?= forky
 .PHONY: vm
-vm: deps
+vm: deps manuals
 	$(call build_quickly,$(if $(sudo),ostewardd osteward) osteward-vm)
 	$(run_built)osteward-vm $(MACHINE) $(SUITE)
 
 # What the suite finds built, so that its files are not root's.
 .PHONY: boot-programs
-boot-programs:
+boot-programs: manuals
 	$(CARGO) build $(CARGOFLAGS) --release -p ostewardd -p osteward
 	$(build_oracle)
 

@@ -4,22 +4,39 @@
 //! only if the daemon's option dictionaries (`osteward_dbus::options`) or this client's
 //! own behaviour know it; nothing is parsed here that the daemon validates itself.
 
-use std::time::Duration;
-
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+mod daemon;
+mod deployment;
+mod import;
+mod own;
+mod pull;
+mod system;
+
+pub(crate) use daemon::{CancelArgs, HistoryArgs, InhibitArgs, JobArgs, JobsArgs, WatchArgs};
+pub(crate) use deployment::{
+    ApplyArgs, DeploymentArgs, DiscardArgs, Discardable, LockArgs, RollbackArgs, SoftReboot,
+};
+pub(crate) use import::ImportArgs;
+pub(crate) use own::CompletionArgs;
+pub(crate) use pull::{CheckArgs, DownloadArgs, Finalization, SwitchArgs, UpgradeArgs};
+pub(crate) use system::{DiffArgs, DiffEtcArgs, DiffOf, KargsArgs, SimulateArgs, UsrOverlayArgs};
+
 const EXIT_CODES: &str = "\
-Exit codes:
+Exit status:
     0  done, or nothing to do
     1  it failed, or was cancelled; with --json the reason is in `error`
+    1  `doctor`: something fails
     2  the command line was wrong
    10  `check` and `status --exit-code`: an update is available, not staged yet
    11  `check` and `status --exit-code`: an update is staged and waits for a reboot
+   12  `simulate`: the update would be refused, or fail
   130  Ctrl-C: waiting ended, the job goes on
+`inhibit` ends with what its command ends with.
 
 Output:
   Results go to standard output, progress, notes and errors to standard error. With
-  --json everything goes to standard output: one document for `status` and `jobs`
+  --json everything goes to standard output: one document of a verb that shows something
   (indented on a terminal, one line in a pipe); for a job one JSON line a change
   (`\"event\": \"progress\"`) and a last one (`\"event\": \"finished\"`). Whenever the command
   fails, the last document has `error` with `name` (a D-Bus error name), `message` and `hint`.
@@ -85,8 +102,8 @@ Examples:
     Status(StatusArgs),
     /// Ask the registry for a newer image
     ///
-    /// Reads the manifest only: nothing is downloaded. Exits with 10 when there is an
-    /// update, with 11 when the newest image is staged already, else with 0.
+    /// Reads the manifest, and at most a small layer of the image for `osteward diff`; nothing
+    /// else is downloaded. Exits with 10 when there is an update, with 11 when the newest image is staged already, else with 0.
     #[command(after_help = "\
 Examples:
   osteward check
@@ -95,6 +112,10 @@ Examples:
     /// Fetch the newest image without staging it
     ///
     /// A later `osteward upgrade` then needs no network for the layers.
+    #[command(after_help = "\
+Examples:
+  osteward download --background
+  osteward upgrade --from-cache            later, and without a network")]
     Download(DownloadArgs),
     /// Fetch the newest image and stage it for the next boot
     ///
@@ -111,14 +132,32 @@ Examples:
   osteward upgrade
   osteward upgrade --apply                 reboot into it when it is staged
   osteward upgrade --lock                  stage it, and let only `osteward apply` reboot into it
-  osteward upgrade --digest sha256:0123…   exactly this image, whatever the tag says")]
+  osteward upgrade --digest sha256:0123…   exactly this image, whatever the tag says
+  osteward download; osteward upgrade --from-cache   fetch now, stage later without network")]
     Upgrade(UpgradeArgs),
     /// Stage another image, and track it from then on
+    ///
+    /// The image is in a registry, in an OCI layout (oci:DIRECTORY), in the tar of one
+    /// (oci-archive:FILE), or in the container storage of the host (containers-storage:NAME, with
+    /// skopeo or podman). Layouts can be wherever you can read them, your home directory included.
     #[command(after_help = "\
 Examples:
   osteward switch registry.example.org/os:next
-  osteward switch oci:/run/media/usb/layout:next")]
+  osteward switch oci-archive:os.tar
+  osteward switch oci:/run/media/usb/layout:next
+  osteward switch containers-storage:localhost/os:test   what podman built")]
     Switch(SwitchArgs),
+    /// Stage an image from a file, without a network
+    ///
+    /// What is tracked stays as it is, so that a host without a network can be updated from a
+    /// medium, and goes on with its registry when it has one. To track the file instead, use
+    /// `osteward switch oci-archive:FILE`.
+    #[command(after_help = "\
+Examples:
+  skopeo copy docker://registry.example.org/os:stable oci-archive:os.tar   elsewhere
+  osteward import /run/media/usb/os.tar
+  osteward import os.tar.zst --track registry.example.org/os:stable")]
+    Import(ImportArgs),
     /// Make the next boot go back to the previous deployment
     ///
     /// The digest that is left behind is remembered and not staged again by itself.
@@ -131,36 +170,209 @@ Examples:
     ///
     /// Goes through systemd-logind, so whoever inhibits a shutdown is respected. What is
     /// staged and locked is unlocked for this reboot only.
+    #[command(after_help = "\
+Examples:
+  osteward apply
+  osteward apply --reason 'maintenance window'   for the journal, and for whoever is asked")]
     Apply(ApplyArgs),
     /// Let no reboot switch to the staged update
     ///
     /// The host goes on with what runs now whenever it is rebooted, until `osteward apply` or
     /// `osteward unlock`. A reboot takes the update off the list; `osteward upgrade` stages it
     /// again without downloading it again.
+    #[command(after_help = "\
+Examples:
+  osteward lock                            not today: reboots keep what runs now
+  osteward unlock                          from now on any reboot switches")]
     Lock(LockArgs),
     /// Let the next reboot switch to the staged update
+    ///
+    /// Takes back what `osteward lock` or `osteward upgrade --lock` did. Reboots nothing.
     #[command(after_help = "\
 Examples:
   osteward upgrade --lock                  on Monday: everything but the switch
   osteward unlock                          on Friday: whoever reboots next gets it")]
     Unlock(LockArgs),
+    /// Keep a deployment: no update and no clean-up removes it
+    ///
+    /// Otherwise a host keeps what it runs and what it ran before.
+    #[command(after_help = "\
+Examples:
+  osteward pin booted                      a version to come back to at any time
+  osteward rollback --digest sha256:0123…  and how to come back to it")]
+    Pin(DeploymentArgs),
+    /// Keep a deployment no longer
+    ///
+    /// It goes with the next update, or with `osteward remove`.
+    #[command(after_help = "\
+Examples:
+  osteward unpin 41.20261120               by version
+  osteward unpin 2                         by place in `osteward status`, from 0")]
+    Unpin(DeploymentArgs),
+    /// Remove a deployment that is neither running nor pinned
+    ///
+    /// Frees what only that deployment needed, in the repository and in /boot. What runs now
+    /// and what the next boot gives cannot be removed.
+    #[command(after_help = "\
+Examples:
+  osteward remove rollback
+  osteward remove 41.20261120")]
+    Remove(DeploymentArgs),
+    /// Show or change the kernel arguments of the next boot
+    ///
+    /// Without options it prints them. With some it stages what boots next once more: the
+    /// running system keeps its arguments, and `osteward rollback` leads back to them. Updates
+    /// keep what was changed here. Deletes first, then replaces, then appends; every option can
+    /// be given several times.
+    #[command(after_help = "\
+Examples:
+  osteward kargs
+  osteward kargs --append-if-missing mitigations=auto --delete-if-present quiet
+  osteward kargs --replace console=tty0=ttyS0 --delete splash
+  osteward kargs --append 'dyndbg=\"file drivers/usb/* +p\"'")]
+    Kargs(KargsArgs),
+    /// Tell what an upgrade would lead to, and do nothing
+    ///
+    /// Looks at what is staged, else at the update that is known, else asks the registry: files
+    /// in /etc that were changed here and in the image, kernel arguments, room, and how the host
+    /// would have to reboot. What can only be seen in the image itself is told once it was
+    /// downloaded. Exits with 12 when the upgrade would be refused or fail.
+    #[command(after_help = "\
+Examples:
+  osteward download; osteward simulate
+  osteward simulate --json | jq -r 'select(.event == \"finished\") | .result.\"etc-conflicts\"[] | @tsv'")]
+    Simulate(SimulateArgs),
+    /// Make /usr of the running system changeable until the next boot
+    ///
+    /// Puts an overlay over it, to try something out or to debug. The next boot forgets what was
+    /// changed; an update knows nothing of it.
+    #[command(after_help = "\
+Examples:
+  osteward usr-overlay && cp my-build/daemon /usr/libexec/")]
+    UsrOverlay(UsrOverlayArgs),
+    /// Show which packages an update changes, or what differs between two deployments
+    ///
+    /// The packages are read from the databases of dpkg, rpm and apk in both images: after a
+    /// check if the layer with the database is here or small, else after the download. On a
+    /// terminal it is a table, in a pipe a line each: change, name, architecture, old and new
+    /// version, with a hyphen for what is not there. Needs no privileges. Exits with 0 also
+    /// when there is no update, or not known yet what is in it; `level` of --json tells.
+    #[command(after_help = "\
+Examples:
+  osteward check; osteward diff
+  osteward diff | awk '$1 == \"added\" { print $2 }'
+  osteward diff rollback booted            what came with the last update
+  osteward diff --json | jq -r '.kernel.new'
+  osteward diff etc                        what was changed in /etc on this host")]
+    Diff(DiffArgs),
     /// Throw things away: staged, rollback, cache, unreferenced
+    ///
+    /// Nothing of it is running or pinned: those stay, whatever is asked for. Tells how much
+    /// space that gives back.
     #[command(after_help = "\
 Examples:
   osteward discard staged                  forget the staged update
   osteward discard cache unreferenced --dry-run")]
     Discard(DiscardArgs),
-    /// List the jobs that run or ended a while ago
-    Jobs,
+    /// List the jobs that wait, run or ended a while ago
+    ///
+    /// A job stays listed for at least five minutes after its end; `osteward history` shows
+    /// what was done before that.
+    #[command(after_help = "\
+Examples:
+  osteward jobs --active
+  osteward jobs --json | jq -r '.[] | .kind + \" \" + .state'")]
+    Jobs(JobsArgs),
     /// Cancel a job
     ///
-    /// Without JOB the one that runs. Your own jobs need no authorisation.
+    /// Without JOB the one that runs. Your own jobs need no authorisation. What was downloaded
+    /// is kept; a job that is past the point of no return goes on.
+    #[command(after_help = "\
+Examples:
+  osteward cancel
+  osteward cancel 7")]
     Cancel(CancelArgs),
     /// Follow a job that somebody started
     ///
     /// Without JOB the one that runs, or else the next one. Ctrl-C ends the watching, never
     /// the job. Exits with 0 when the job succeeded.
+    #[command(after_help = "\
+Examples:
+  osteward watch
+  osteward watch --adopt 7                 and nothing interrupts it any more
+  osteward watch --events | jq -c 'select(.event == \"layer-done\")'")]
     Watch(WatchArgs),
+    /// Stop a download until it is resumed
+    ///
+    /// Without JOB the one that runs. Other jobs can run meanwhile; what is complete is kept.
+    #[command(after_help = "\
+Examples:
+  osteward pause
+  osteward pause 7; osteward resume 7")]
+    Pause(JobArgs),
+    /// Let a paused job go on when it is its turn
+    ///
+    /// Without JOB the one that is paused.
+    #[command(after_help = "\
+Examples:
+  osteward resume
+  osteward resume 7")]
+    Resume(JobArgs),
+    /// Show what a job has said
+    ///
+    /// Without JOB the last one. `journalctl -u ostewardd` has what older ones said.
+    #[command(after_help = "\
+Examples:
+  osteward log
+  osteward log 7 --json")]
+    Log(JobArgs),
+    /// Show what was done on this host, the newest first
+    ///
+    /// One line for each operation that changed the host or tried to: when, by whom, what the
+    /// next boot gave before and afterwards. It survives reboots and rollbacks.
+    #[command(after_help = "\
+Examples:
+  osteward history
+  osteward history -n 0 --json | jq -r '.[] | select(.changed) | .\"to-digest\"'")]
+    History(HistoryArgs),
+    /// Run a command, and let no job reboot the host meanwhile
+    ///
+    /// Jobs that would reboot fail, unless they ignore inhibitors. Others than osteward are
+    /// kept from rebooting by systemd-inhibit(1). Exits with what the command exits with.
+    #[command(after_help = "\
+Examples:
+  osteward inhibit --why 'nightly backup' backup --all
+  osteward inhibit --list")]
+    Inhibit(InhibitArgs),
+    /// Make the daemon read its configuration again
+    ///
+    /// `ostewardd --check-config` tells before whether it can be used. Jobs that run keep what
+    /// they began with.
+    #[command(after_help = "\
+Examples:
+  osteward reload")]
+    Reload,
+    /// Look for what on this host would keep updates from working
+    ///
+    /// Looks at how the host was booted, at free space, mounts, the clock, configuration files,
+    /// other updaters, and at what the daemon met last; changes nothing and needs no privileges.
+    /// Root sees a little more. Whatever is not well comes with what to do next. Exits with 1
+    /// when something fails; warnings are no failures.
+    #[command(after_help = "\
+Examples:
+  osteward doctor
+  osteward doctor --quiet                  only what is not well
+  osteward doctor --json | jq -r '.findings[] | select(.level == \"fail\") | .next'")]
+    Doctor,
+    /// Print a script that makes a shell complete verbs and options
+    ///
+    /// Packages of osteward bring them for bash, zsh and fish. This is for other shells, and
+    /// for osteward where it was not installed by a package.
+    #[command(after_help = "\
+Examples:
+  osteward completion bash > ~/.local/share/bash-completion/completions/osteward
+  osteward completion fish > ~/.config/fish/completions/osteward.fish")]
+    Completion(CompletionArgs),
 }
 
 impl Verb {
@@ -172,24 +384,49 @@ impl Verb {
             Verb::Download(_) => "download",
             Verb::Upgrade(_) => "upgrade",
             Verb::Switch(_) => "switch",
+            Verb::Import(_) => "import",
             Verb::Rollback(_) => "rollback",
             Verb::Apply(_) => "apply",
             Verb::Lock(_) => "lock",
             Verb::Unlock(_) => "unlock",
+            Verb::Pin(_) => "pin",
+            Verb::Unpin(_) => "unpin",
+            Verb::Remove(_) => "remove",
+            Verb::Kargs(_) => "kargs",
+            Verb::Simulate(_) => "simulate",
+            Verb::UsrOverlay(_) => "usr-overlay",
+            Verb::Diff(_) => "diff",
             Verb::Discard(_) => "discard",
-            Verb::Jobs => "jobs",
+            Verb::Jobs(_) => "jobs",
             Verb::Cancel(_) => "cancel",
             Verb::Watch(_) => "watch",
+            Verb::Pause(_) => "pause",
+            Verb::Resume(_) => "resume",
+            Verb::Log(_) => "log",
+            Verb::History(_) => "history",
+            Verb::Inhibit(_) => "inhibit",
+            Verb::Reload => "reload",
+            Verb::Doctor => "doctor",
+            Verb::Completion(_) => "completion",
         }
     }
 }
 
-/// Waiting for the job, common to all verbs that start one.
+/// How the job runs and whether to wait for it, common to all verbs that start one.
 #[derive(Debug, Args)]
 pub(crate) struct Wait {
     /// Print the job's object path and do not wait for its end
     #[arg(long)]
     pub(crate) no_wait: bool,
+    /// Fail rather than wait while another job changes the host
+    #[arg(long)]
+    pub(crate) no_queue: bool,
+    /// Take less of the host, and give way to jobs that somebody waits for
+    #[arg(long)]
+    pub(crate) background: bool,
+    /// Place in the queue, -100 to 100: of the jobs that wait the higher one goes first
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub(crate) priority: Option<i32>,
 }
 
 /// Arguments of `status`.
@@ -201,176 +438,6 @@ pub(crate) struct StatusArgs {
     /// Exit with 10 or 11 like `check`, from what is known already
     #[arg(long)]
     pub(crate) exit_code: bool,
-}
-
-/// Arguments of `check`.
-#[derive(Debug, Args)]
-pub(crate) struct CheckArgs {
-    /// Take an answer that is not older than this, such as `30s`, `1h`, or seconds
-    #[arg(long, value_name = "TIME", value_parser = seconds)]
-    pub(crate) max_age: Option<u64>,
-    #[command(flatten)]
-    pub(crate) wait: Wait,
-}
-
-/// Arguments of `download`.
-#[derive(Debug, Args)]
-pub(crate) struct DownloadArgs {
-    /// Fetch exactly this manifest digest of the tracked repository
-    #[arg(long)]
-    pub(crate) digest: Option<String>,
-    /// Accept an image that is older than the booted one
-    #[arg(long)]
-    pub(crate) allow_downgrade: bool,
-    #[command(flatten)]
-    pub(crate) wait: Wait,
-}
-
-/// Arguments of `upgrade`.
-#[derive(Debug, Args)]
-pub(crate) struct UpgradeArgs {
-    /// Stage exactly this manifest digest of the tracked repository
-    #[arg(long)]
-    pub(crate) digest: Option<String>,
-    /// Accept an image that is older than the booted one
-    #[arg(long)]
-    pub(crate) allow_downgrade: bool,
-    /// Fail rather than replace another update that is staged
-    #[arg(long)]
-    pub(crate) keep_staged: bool,
-    #[command(flatten)]
-    pub(crate) finalization: Finalization,
-    #[command(flatten)]
-    pub(crate) wait: Wait,
-}
-
-/// What becomes of the staged update, common to `upgrade` and `switch`. Without any of them
-/// an update takes over the lock of the one that it replaces.
-#[derive(Debug, Args)]
-pub(crate) struct Finalization {
-    /// Reboot when it is staged
-    #[arg(long, conflicts_with = "lock")]
-    pub(crate) apply: bool,
-    /// Let no reboot but that of `osteward apply` switch to it
-    #[arg(long, conflicts_with = "unlock")]
-    pub(crate) lock: bool,
-    /// Let the next reboot switch to it, even if what was staged before was locked
-    #[arg(long)]
-    pub(crate) unlock: bool,
-}
-
-/// Arguments of `lock` and `unlock`.
-#[derive(Debug, Args)]
-pub(crate) struct LockArgs {
-    #[command(flatten)]
-    pub(crate) wait: Wait,
-}
-
-/// Arguments of `switch`.
-#[derive(Debug, Args)]
-pub(crate) struct SwitchArgs {
-    /// Image, such as `registry.example.org/os:tag` or `oci:DIRECTORY[:TAG]`
-    pub(crate) image: String,
-    /// Stage exactly this manifest digest of the image
-    #[arg(long)]
-    pub(crate) digest: Option<String>,
-    /// Accept an image that is older than the booted one
-    #[arg(long)]
-    pub(crate) allow_downgrade: bool,
-    /// Replace an update that is staged
-    #[arg(long)]
-    pub(crate) replace_staged: bool,
-    #[command(flatten)]
-    pub(crate) finalization: Finalization,
-    #[command(flatten)]
-    pub(crate) wait: Wait,
-}
-
-/// Arguments of `rollback`.
-#[derive(Debug, Args)]
-pub(crate) struct RollbackArgs {
-    /// Take a queued rollback back
-    #[arg(long, conflicts_with_all = ["digest", "discard_staged", "no_quarantine", "apply"])]
-    pub(crate) cancel: bool,
-    /// Go back to the deployment with this manifest digest
-    #[arg(long)]
-    pub(crate) digest: Option<String>,
-    /// Throw a staged update away
-    #[arg(long)]
-    pub(crate) discard_staged: bool,
-    /// Do not remember the digest that is left behind: it may be staged again
-    #[arg(long)]
-    pub(crate) no_quarantine: bool,
-    /// Reboot at once
-    #[arg(long)]
-    pub(crate) apply: bool,
-    #[command(flatten)]
-    pub(crate) wait: Wait,
-}
-
-/// Arguments of `apply`.
-#[derive(Debug, Args)]
-pub(crate) struct ApplyArgs {
-    /// Only if the next boot gives this manifest digest
-    #[arg(long)]
-    pub(crate) digest: Option<String>,
-    /// Reboot although somebody inhibits it
-    #[arg(long)]
-    pub(crate) ignore_inhibitors: bool,
-    #[command(flatten)]
-    pub(crate) wait: Wait,
-}
-
-/// Arguments of `discard`.
-#[derive(Debug, Args)]
-pub(crate) struct DiscardArgs {
-    /// What to throw away
-    #[arg(required = true, value_name = "WHAT")]
-    pub(crate) what: Vec<Discardable>,
-    /// Change nothing, only tell how much would be freed at least
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-    #[command(flatten)]
-    pub(crate) wait: Wait,
-}
-
-/// What `discard` can throw away; the words are those of `Host.Discard`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Discardable {
-    /// The update that waits for the next boot
-    Staged,
-    /// The deployment to go back to
-    Rollback,
-    /// Layers that were downloaded and are not deployed
-    Cache,
-    /// Everything in the repository that nothing refers to
-    Unreferenced,
-}
-
-/// Arguments of `cancel`.
-#[derive(Debug, Args)]
-pub(crate) struct CancelArgs {
-    /// Number or object path of the job
-    pub(crate) job: Option<String>,
-    #[command(flatten)]
-    pub(crate) wait: Wait,
-}
-
-/// Arguments of `watch`.
-#[derive(Debug, Args)]
-pub(crate) struct WatchArgs {
-    /// Number or object path of the job
-    pub(crate) job: Option<String>,
-}
-
-/// `90`, `90s` or `1h 30m` as seconds.
-fn seconds(text: &str) -> Result<u64, String> {
-    if let Ok(number) = text.parse() {
-        return Ok(number);
-    }
-    humantime::parse_duration(text)
-        .map(|time: Duration| time.as_secs())
-        .map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -386,20 +453,36 @@ mod tests {
 
     #[test]
     fn verbs_know_their_own_names() {
-        let lines: [&[&str]; 13] = [
+        let lines: [&[&str]; 29] = [
             &["status"],
             &["check"],
             &["download"],
             &["upgrade"],
             &["switch", "x"],
+            &["import", "x"],
             &["rollback"],
             &["apply"],
             &["lock"],
             &["unlock"],
+            &["pin", "booted"],
+            &["unpin", "booted"],
+            &["remove", "rollback"],
             &["discard", "cache"],
+            &["kargs"],
+            &["simulate"],
+            &["usr-overlay"],
+            &["diff", "etc"],
             &["jobs"],
             &["cancel"],
             &["watch"],
+            &["pause"],
+            &["resume"],
+            &["log"],
+            &["history"],
+            &["inhibit", "true"],
+            &["reload"],
+            &["doctor"],
+            &["completion", "bash"],
         ];
         for line in lines {
             let cli = Cli::try_parse_from(["osteward"].iter().chain(line)).unwrap();
@@ -410,10 +493,20 @@ mod tests {
 
     #[test]
     fn wrong_lines_are_usage_errors() {
-        let lines: [&[&str]; 7] = [
+        let lines: [&[&str]; 17] = [
             &["upgrade", "--nonsense"],
+            &["inhibit"],
+            &["inhibit", "--list", "true"],
+            &["inhibit", "--what", "sleep", "true"],
             &["upgrade", "--lock", "--apply"],
+            &["upgrade", "--download-only", "--from-cache"],
+            &["pin"],
             &["switch", "x", "--lock", "--unlock"],
+            &["kargs", "quiet"],
+            &["diff", "usr"],
+            &["diff", "booted", "rollback", "0"],
+            &["apply", "--soft-reboot=maybe"],
+            &["upgrade", "--soft-reboot"],
             &["switch"],
             &["discard"],
             &["discard", "everything"],
@@ -438,12 +531,5 @@ mod tests {
                 );
             }
         }
-    }
-
-    #[test]
-    fn times() {
-        assert_eq!(seconds("90"), Ok(90));
-        assert_eq!(seconds("1h 30m"), Ok(5400));
-        assert!(seconds("soon").is_err());
     }
 }

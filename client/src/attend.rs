@@ -9,7 +9,7 @@ use std::io::{BufRead as _, Write as _};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
-use crate::bus::Bus;
+use crate::bus::{Bus, Order};
 use crate::fail::Failure;
 use crate::follow::{Event, Follower, vanished};
 use crate::progress::Display;
@@ -105,7 +105,7 @@ pub(crate) async fn attend(
                 match choice {
                     Choice::Leave => return Ok(Ended::Left),
                     Choice::GoOn => {}
-                    Choice::Cancel => if let Err(refused) = bus.cancel(follower.path()).await {
+                    Choice::Cancel => if let Err(refused) = bus.tell(follower.path(), Order::Cancel).await {
                         eprintln!("{}", refused.render("cancel", false));
                     },
                 }

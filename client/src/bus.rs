@@ -2,17 +2,21 @@
 //!
 //! Owns how the bus is reached and how a method is called: with or without leave to ask
 //! for a password, never with a time limit, since only a password dialog is slow.
-//! Everything the client does goes through here; it never looks at the host itself.
+//! Everything the client does goes through here; it never looks at the host itself (only `doctor` does).
 
-use osteward_dbus::options::NoOptions;
-use osteward_dbus::types::{Dict, Status};
-use osteward_dbus::{DeploymentProxy, HostProxy, JobProxy, NO_OBJECT};
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use osteward_dbus::options::{DiffEtcOptions, InhibitOptions, ManageOptions, NoOptions};
+use osteward_dbus::types::{Dict, PackageChange, PackageMove, Status};
+use osteward_dbus::{DeploymentProxy, HostProxy, JobProxy, ManagerProxy, UpdateProxy};
 use zbus::connection::Builder;
 use zbus::proxy::CacheProperties;
 use zbus::{Connection, OwnedObjectPath};
 
 use crate::fail::Failure;
-use crate::request::Request;
+use crate::handover::{Switch, open_for_import};
+use crate::pick;
+use crate::request::{Change, Request};
 
 /// A connection, and whether calls on it may lead to a password dialog.
 #[derive(Debug, Clone)]
@@ -21,6 +25,19 @@ pub(crate) struct Bus {
     pub(crate) connection: Connection,
     /// Let polkit ask the user.
     pub(crate) interactive: bool,
+}
+
+/// What a job can be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// `Job.Cancel`
+    Cancel,
+    /// `Job.Pause`
+    Pause,
+    /// `Job.Resume`
+    Resume,
+    /// `Job.Adopt`
+    Adopt,
 }
 
 /// The plain method, or the one that lets polkit ask.
@@ -65,8 +82,27 @@ impl Bus {
                 call!(ask, host, download | download_interactive, options)
             }
             Request::Upgrade(options) => call!(ask, host, upgrade | upgrade_interactive, options),
-            Request::Switch(image, options) => {
-                call!(ask, host, switch | switch_interactive, image, options)
+            Request::Switch(image, options) => match Switch::to(image, options) {
+                Switch::Named(image) => {
+                    call!(ask, host, switch | switch_interactive, &image, options)
+                }
+                Switch::Handed(file, options) => call!(
+                    ask,
+                    host,
+                    import_archive | import_archive_interactive,
+                    file.as_fd().into(),
+                    &options
+                ),
+            },
+            Request::Import(path, options) => {
+                let file = open_for_import(path)?;
+                call!(
+                    ask,
+                    host,
+                    import_archive | import_archive_interactive,
+                    file.as_fd().into(),
+                    options
+                )
             }
             Request::Rollback(options) => {
                 call!(ask, host, rollback | rollback_interactive, options)
@@ -80,45 +116,173 @@ impl Bus {
                 )
             }
             Request::Apply(options) => call!(ask, host, apply | apply_interactive, options),
-            Request::SetLocked(locked, options) => {
-                let deployment = self.staged(&host).await?;
-                call!(
-                    ask,
-                    deployment,
-                    set_locked | set_locked_interactive,
-                    *locked,
-                    options
-                )
-            }
+            Request::Manage(which, change, options) => self.manage(which, *change, options).await?,
             Request::Discard(what, options) => {
                 call!(ask, host, discard | discard_interactive, what, options)
+            }
+            Request::Kargs {
+                append,
+                replace,
+                delete,
+                options,
+            } => call!(
+                ask,
+                host,
+                set_kernel_arguments | set_kernel_arguments_interactive,
+                append,
+                replace,
+                delete,
+                options
+            ),
+            Request::Simulate(options) => {
+                call!(ask, host, simulate | simulate_interactive, options)
+            }
+            Request::UsrOverlay(options) => {
+                call!(ask, host, usr_overlay | usr_overlay_interactive, options)
             }
         };
         Ok(path?)
     }
 
-    /// What is staged.
-    async fn staged(&self, host: &HostProxy<'_>) -> Result<DeploymentProxy<'_>, Failure> {
-        let path = host.staged_deployment().await?;
-        if path.as_str() == NO_OBJECT {
-            let text = "nothing is staged, so there is nothing to lock or unlock";
-            return Err(Failure::new("org.osteward1.Error.NoUpdate", text));
-        }
-        let proxy = DeploymentProxy::builder(&self.connection).path(path);
-        Ok(proxy.cache_properties(CacheProperties::No).build().await?)
+    /// `Host.DiffEtc` of the deployment that `which` names now.
+    pub(crate) async fn diff_etc(&self, which: &str) -> Result<Vec<(String, String)>, Failure> {
+        let options = DiffEtcOptions {
+            deployment: Some(pick::deployment(&self.status().await?.1, which)?),
+        };
+        let host = HostProxy::new(&self.connection).await?;
+        Ok(host.diff_etc(&options).await?)
     }
 
-    /// `Job.Cancel` on the job at `path`.
-    pub(crate) async fn cancel(&self, path: &OwnedObjectPath) -> Result<(), Failure> {
-        let job = JobProxy::builder(&self.connection)
-            .path(path.clone())
-            .build()
-            .await?;
-        Ok(call!(
+    /// `Update.GetPackageDiff` of the update at `path`, all of it.
+    pub(crate) async fn package_diff(
+        &self,
+        path: &OwnedObjectPath,
+    ) -> Result<Vec<PackageChange>, Failure> {
+        let update = UpdateProxy::builder(&self.connection).path(path.clone());
+        let update = update.cache_properties(CacheProperties::No).build().await?;
+        let mut all = Vec::new();
+        loop {
+            let offset = all.len() as u64;
+            let (some, total) = update.get_package_diff(offset, 0, &NoOptions {}).await?;
+            let is_last = some.is_empty();
+            all.extend(some);
+            if is_last || all.len() as u64 >= total {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// `Deployment.DiffPackages` of two deployments.
+    pub(crate) async fn packages_between(
+        &self,
+        old: &OwnedObjectPath,
+        new: &OwnedObjectPath,
+    ) -> Result<Vec<PackageMove>, Failure> {
+        let proxy = DeploymentProxy::builder(&self.connection).path(old.clone());
+        let proxy = proxy.cache_properties(CacheProperties::No).build().await?;
+        Ok(proxy.diff_packages(new, &NoOptions {}).await?)
+    }
+
+    /// A method of the deployment that `which` names now.
+    async fn manage(
+        &self,
+        which: &str,
+        change: Change,
+        options: &ManageOptions,
+    ) -> Result<Result<OwnedObjectPath, osteward_dbus::Error>, Failure> {
+        let path = pick::deployment(&self.status().await?.1, which)?;
+        let proxy = DeploymentProxy::builder(&self.connection).path(path);
+        let proxy = proxy.cache_properties(CacheProperties::No).build().await?;
+        let ask = self.interactive;
+        Ok(match change {
+            Change::Lock(on) => call!(ask, proxy, set_locked | set_locked_interactive, on, options),
+            Change::Pin(on) => call!(ask, proxy, set_pinned | set_pinned_interactive, on, options),
+            Change::Remove => call!(ask, proxy, remove | remove_interactive, options),
+        })
+    }
+
+    /// Tells the job at `path` something.
+    pub(crate) async fn tell(&self, path: &OwnedObjectPath, order: Order) -> Result<(), Failure> {
+        let job = self.job(path).await?;
+        let (ask, no) = (self.interactive, &NoOptions {});
+        Ok(match order {
+            Order::Cancel => call!(ask, job, cancel | cancel_interactive, no),
+            Order::Pause => call!(ask, job, pause | pause_interactive, no),
+            Order::Resume => call!(ask, job, resume | resume_interactive, no),
+            Order::Adopt => call!(ask, job, adopt | adopt_interactive, no),
+        }?)
+    }
+
+    /// `Job.GetLog` of the job at `path`.
+    pub(crate) async fn log(&self, path: &OwnedObjectPath) -> Result<Vec<String>, Failure> {
+        Ok(self.job(path).await?.get_log(&NoOptions {}).await?)
+    }
+
+    /// `Job.StreamEvents` of the job at `path`.
+    pub(crate) async fn events(&self, path: &OwnedObjectPath) -> Result<OwnedFd, Failure> {
+        let events = self.job(path).await?.stream_events(&NoOptions {}).await?;
+        Ok(events.into())
+    }
+
+    /// `Manager.GetHistory`, the newest first.
+    pub(crate) async fn history(&self, max: u32) -> Result<Vec<Dict>, Failure> {
+        let manager = self.manager().await?;
+        Ok(manager.get_history(max, &NoOptions {}).await?)
+    }
+
+    /// `Manager.Inhibit`; it holds as long as the descriptor and this connection are open.
+    pub(crate) async fn inhibit(
+        &self,
+        who: &str,
+        why: &str,
+        what: &str,
+    ) -> Result<OwnedFd, Failure> {
+        let manager = self.manager().await?;
+        let options = InhibitOptions {
+            what: Some(what.to_owned()),
+        };
+        let held = call!(
             self.interactive,
-            job,
-            cancel | cancel_interactive,
-            &NoOptions {}
-        )?)
+            manager,
+            inhibit | inhibit_interactive,
+            who,
+            why,
+            &options
+        );
+        Ok(held?.into())
+    }
+
+    /// `Manager.Inhibitors`.
+    pub(crate) async fn inhibitors(&self) -> Result<Vec<Dict>, Failure> {
+        Ok(self.manager().await?.inhibitors().await?)
+    }
+
+    /// `Manager.Features` and `Manager.ConfigWarnings`.
+    pub(crate) async fn abilities(&self) -> Result<(Vec<String>, Vec<String>), Failure> {
+        let manager = self.manager().await?;
+        Ok((manager.features().await?, manager.config_warnings().await?))
+    }
+
+    /// `Manager.ReloadConfig`.
+    pub(crate) async fn reload(&self) -> Result<(), Failure> {
+        let manager = self.manager().await?;
+        Ok(if self.interactive {
+            manager.reload_config_interactive().await
+        } else {
+            manager.reload_config().await
+        }?)
+    }
+
+    async fn manager(&self) -> Result<ManagerProxy<'_>, Failure> {
+        let manager = ManagerProxy::builder(&self.connection);
+        Ok(manager
+            .cache_properties(CacheProperties::No)
+            .build()
+            .await?)
+    }
+
+    async fn job(&self, path: &OwnedObjectPath) -> Result<JobProxy<'_>, Failure> {
+        let job = JobProxy::builder(&self.connection).path(path.clone());
+        Ok(job.cache_properties(CacheProperties::No).build().await?)
     }
 }

@@ -16,20 +16,32 @@ use crate::text::plain;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// What was asked for is done, or there was nothing to do.
-    Done = 0,
+    Done,
     /// It failed, or was cancelled.
-    Failed = 1,
+    Failed,
     /// `check`, `status --exit-code`: there is an update that is not staged yet.
-    UpdateAvailable = 10,
+    UpdateAvailable,
     /// `check`, `status --exit-code`: an update is staged and waits for a reboot.
-    Staged = 11,
+    Staged,
+    /// `simulate`: the update would be refused, or fail.
+    Blocked,
     /// Ctrl-C ended the waiting; the job goes on.
-    Interrupted = 130,
+    Interrupted,
+    /// What the command of `inhibit` ended with.
+    OfCommand(u8),
 }
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        ExitCode::from(exit as u8)
+        ExitCode::from(match exit {
+            Exit::Done => 0,
+            Exit::Failed => 1,
+            Exit::UpdateAvailable => 10,
+            Exit::Staged => 11,
+            Exit::Blocked => 12,
+            Exit::Interrupted => 130,
+            Exit::OfCommand(code) => code,
+        })
     }
 }
 
@@ -130,7 +142,9 @@ impl From<zbus::Error> for Failure {
 /// Hints for `org.osteward1.Error.*`.
 fn own_hint(name: &str, verb: &str) -> Option<&'static str> {
     Some(match name {
-        "Busy" => "`osteward watch` follows the running job, `osteward cancel` stops it.",
+        "Busy" => {
+            "`osteward watch` follows the running job, `osteward cancel` stops it; without --no-queue this one waits."
+        }
         "NotBooted" => {
             "osteward works on hosts that were booted by ostree, not in containers or on package-based hosts."
         }
@@ -143,13 +157,17 @@ fn own_hint(name: &str, verb: &str) -> Option<&'static str> {
             "`osteward apply` boots into what waits. Without --keep-staged a staged update is replaced; \
              `osteward rollback --cancel` takes a queued rollback back."
         }
+        "StagedPending" if verb == "kargs" => {
+            "`osteward apply` boots into what waits, `osteward rollback --cancel` takes a queued rollback back."
+        }
         "StagedPending" => {
             "`osteward apply` boots into what waits. --replace-staged replaces a staged update; \
              `osteward rollback --cancel` takes a queued rollback back."
         }
         "NoRollback" => "`osteward status` lists the deployments that this host can boot.",
         "NoSpace" => {
-            "`osteward discard cache unreferenced --dry-run` tells how much can be freed at least; without --dry-run it is."
+            "`osteward discard cache unreferenced --dry-run` tells how much that frees; without --dry-run it does. \
+             If /boot is full, `osteward status` shows what can go: unpin it, and `osteward remove` it."
         }
         "SysrootLocked" => {
             "Another tool (bootc, rpm-ostree, ostree admin) is at work; wait for it and try again."
@@ -158,22 +176,25 @@ fn own_hint(name: &str, verb: &str) -> Option<&'static str> {
             "Is /sysroot a read-only medium? `findmnt /sysroot` shows how it is mounted."
         }
         "Inhibited" => {
-            "`systemd-inhibit --list` shows who; wait, or reboot all the same with --ignore-inhibitors."
+            "`systemd-inhibit --list` and `osteward inhibit --list` show who; wait, or reboot all the same with --ignore-inhibitors."
         }
         "Cancelled" => "What was downloaded is kept; the same command goes on from there.",
         "TooLate" => {
             "The job is past the point of no return; `osteward watch` follows it to its end."
         }
-        "ConfigInvalid" => "Correct the file, then `systemctl restart ostewardd`.",
+        "ConfigInvalid" => "Correct the file, then `osteward reload`.",
         "NotSupported" => "This host or this version cannot do it.",
         "Failed" => "This is a bug in osteward; please report it with `journalctl -u ostewardd`.",
-        _ => return image_hint(name),
+        _ => return image_hint(name, verb),
     })
 }
 
 /// Those that are about an image and where it comes from.
-fn image_hint(name: &str) -> Option<&'static str> {
+fn image_hint(name: &str, verb: &str) -> Option<&'static str> {
     Some(match name {
+        "DigestMismatch" if verb == "kargs" => {
+            "`osteward kargs` shows the kernel arguments that the next boot has now."
+        }
         "DigestMismatch" => {
             "`osteward status` shows the digests that are here, `osteward check` the one in the registry."
         }
@@ -190,7 +211,9 @@ fn image_hint(name: &str) -> Option<&'static str> {
         "RegistryUnreachable" => {
             "Check the network and the registry's name, then try again; what was downloaded is kept."
         }
-        "RegistryError" => "Try again later; `journalctl -u ostewardd` has what the registry said.",
+        "RegistryError" => {
+            "If nothing above says what to do, try again later; `journalctl -u ostewardd` has what the registry said."
+        }
         "ImageNotFound" => {
             "Check the image's name; `osteward status` shows what is tracked, `osteward switch IMAGE` changes it."
         }
@@ -215,6 +238,9 @@ fn bus_hint(name: &str) -> Option<&'static str> {
             "Run it on a terminal without --no-ask-password, or as an administrator (sudo)."
         }
         "UnknownObject" => "`osteward jobs` lists the jobs that are still known.",
+        "LimitsExceeded" => {
+            "`osteward jobs` and `osteward inhibit --list` show what is there already."
+        }
         "UnknownMethod" | "UnknownInterface" | "UnknownProperty" => {
             "Daemon and client are of different versions; `systemctl restart ostewardd` after an update."
         }
@@ -283,7 +309,7 @@ mod tests {
         assert_eq!(
             failure.render("upgrade", false),
             "error: an upgrade is\u{fffd}[2J running\n  D-Bus error: org.osteward1.Error.Busy\n  \
-             hint: `osteward watch` follows the running job, `osteward cancel` stops it."
+             hint: `osteward watch` follows the running job, `osteward cancel` stops it; without --no-queue this one waits."
         );
     }
 
@@ -310,10 +336,12 @@ mod tests {
             (Exit::Failed, 1),
             (Exit::UpdateAvailable, 10),
             (Exit::Staged, 11),
+            (Exit::Blocked, 12),
             (Exit::Interrupted, 130),
+            (Exit::OfCommand(7), 7),
         ];
         for (exit, code) in codes {
-            assert_eq!(exit as u8, code);
+            assert_eq!(ExitCode::from(exit), ExitCode::from(code));
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::sample;
 const PATH: &str = "/org/osteward1/job/7";
 
 /// The daemon's end: answers by hand, so that a test decides what comes in which order.
-struct Daemon {
+pub(crate) struct Daemon {
     connection: Connection,
     calls: MessageStream,
 }
@@ -30,6 +30,22 @@ impl Daemon {
                 return message;
             }
         }
+    }
+
+    /// Answers the next call, which is one of `member`, with an error.
+    pub(crate) async fn refuse(&mut self, member: &str, name: &str) {
+        let call = self.call().await;
+        let header = call.header();
+        assert_eq!(header.member().unwrap().as_str(), member);
+        self.connection
+            .reply_error(&header, name, &("because",))
+            .await
+            .unwrap();
+    }
+
+    /// Goes away.
+    pub(crate) async fn close(self) {
+        self.connection.close().await.unwrap();
     }
 
     /// Answers a `GetAll` on the job.
@@ -81,7 +97,7 @@ fn running(sequence: u64, fraction: f64) -> JobInfo {
     }
 }
 
-async fn pair() -> (Bus, Daemon) {
+pub(crate) async fn pair() -> (Bus, Daemon) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let guid = Guid::generate();
     let server = Builder::unix_stream(theirs).server(guid).p2p();

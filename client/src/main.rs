@@ -1,18 +1,22 @@
 //! `osteward`: the client of `ostewardd`.
 //!
 //! Owns nothing but the wiring: command line, terminal, connection, exit code. The client
-//! talks D-Bus and nothing else; whatever it can do, any other D-Bus client can.
+//! talks D-Bus, and only `doctor` looks at the host itself; what else it can do, any other
+//! D-Bus client can.
 
 mod agent;
 mod args;
 mod attend;
 mod bus;
+mod doctor;
 mod fail;
 mod follow;
 #[cfg(test)]
 mod follow_tests;
+mod handover;
 mod json;
 mod manner;
+mod pick;
 mod progress;
 mod request;
 #[cfg(test)]
@@ -58,9 +62,18 @@ fn main() -> ExitCode {
 }
 
 async fn run(cli: &Cli, manner: Manner) -> Result<Exit, Failure> {
+    match &cli.verb {
+        Verb::Completion(args) => return Ok(verbs::completion::completion(args)),
+        // It has an answer also where there is no bus.
+        Verb::Doctor => return doctor::doctor(cli.global.bus.as_deref(), manner).await,
+        _ => {}
+    }
     let ask = manner.attended && manner.stderr_terminal && !cli.global.no_ask_password;
     let bus = bus::Bus::connect(cli.global.bus.as_deref(), ask).await?;
-    let needs_agent = !matches!(cli.verb, Verb::Status(_) | Verb::Jobs | Verb::Watch(_));
+    let needs_agent = !matches!(
+        cli.verb,
+        Verb::Status(_) | Verb::Jobs(_) | Verb::Log(_) | Verb::History(_) | Verb::Diff(_)
+    );
     let _agent = match ask && needs_agent && cli.global.bus.is_none() {
         true => agent::Agent::start().await,
         false => None,

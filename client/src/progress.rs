@@ -35,7 +35,11 @@ pub(crate) enum Display {
 impl Display {
     /// A bar on standard error.
     pub(crate) fn live(color: bool) -> Self {
-        Display::Live(Live { bar: None, color })
+        Display::Live(Live {
+            bar: None,
+            color,
+            remarks: Remarks::default(),
+        })
     }
 
     /// Shows the job; `changed` is what the daemon said, by keys.
@@ -43,6 +47,9 @@ impl Display {
         match self {
             Display::Live(live) => live.update(info),
             Display::Lines(pace) => {
+                if let Some(remark) = pace.remarks.heard(info) {
+                    eprintln!("{remark}");
+                }
                 if pace.due(info, Instant::now()) {
                     eprintln!("{}", line(info));
                 }
@@ -73,6 +80,7 @@ fn progress_event(path: &str, changed: Map<String, Value>) -> Value {
 pub(crate) struct Live {
     bar: Option<ProgressBar>,
     color: bool,
+    remarks: Remarks,
 }
 
 impl Live {
@@ -96,6 +104,9 @@ impl Live {
         bar.set_position(steps(info.fraction));
         bar.set_prefix(phase(info));
         bar.set_message(numbers(info));
+        if let Some(remark) = self.remarks.heard(info) {
+            bar.println(remark);
+        }
     }
 
     fn clear(&mut self) {
@@ -138,9 +149,12 @@ fn style(fraction_known: bool, color: bool) -> ProgressStyle {
 }
 
 /// The phase, or what there is before the first.
-fn phase(info: &JobInfo) -> String {
+pub(crate) fn phase(info: &JobInfo) -> String {
     match (info.state.as_str(), info.phase.as_str()) {
         ("cancelling", _) => "cancelling".to_owned(),
+        ("queued", _) if info.paused => "paused".to_owned(),
+        ("queued", _) => "waiting".to_owned(),
+        _ if info.paused => "pausing".to_owned(),
         (_, "") => plain(&info.kind),
         (_, phase) => plain(phase),
     }
@@ -148,6 +162,10 @@ fn phase(info: &JobInfo) -> String {
 
 /// Bytes, rate, time left and layers, as far as they mean something in this phase.
 pub(crate) fn numbers(info: &JobInfo) -> String {
+    if info.state == "queued" && !info.paused {
+        // What it waits for.
+        return plain(&info.message);
+    }
     let mut parts = Vec::new();
     if info.bytes_total > 0 && info.bytes_total != UNKNOWN {
         parts.push(format!(
@@ -193,11 +211,33 @@ fn line(info: &JobInfo) -> String {
     line
 }
 
+/// What the daemon says in the middle of a phase that depends on the network: that it waits for a
+/// registry, and that it goes on. The bar has no room for that.
+#[derive(Debug, Default)]
+struct Remarks {
+    /// The phase and its last message.
+    last: Option<(String, String)>,
+}
+
+impl Remarks {
+    /// The message if it is a new one; the first of a phase only says what begins.
+    fn heard(&mut self, info: &JobInfo) -> Option<String> {
+        let now = (info.phase.clone(), info.message.clone());
+        let before = self.last.replace(now);
+        let (phase, message) = before?;
+        let networked = ["resolving", "downloading"].contains(&info.phase.as_str());
+        (networked && phase == info.phase && message != info.message)
+            .then(|| plain(&info.message))
+            .filter(|remark| !remark.is_empty())
+    }
+}
+
 /// When a line is due: at each change of phase or state, and within one at most every
 /// 5 seconds and only for another 10 % or after a minute.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
     last: Option<(String, f64, Instant)>,
+    remarks: Remarks,
 }
 
 impl Pace {
@@ -240,6 +280,23 @@ mod tests {
             "{spinner} {prefix:12.bold} [{bar:30.cyan}] {percent:>3} %\n  {wide_msg}",
         )
         .unwrap();
+    }
+
+    #[test]
+    fn a_registry_that_is_waited_for_is_told_once() {
+        let mut info = sample::downloading();
+        let mut remarks = Remarks::default();
+        assert_eq!(remarks.heard(&info), None, "what the phase began with");
+        info.message = "registry.test answers 503;\u{7} trying again in 4 s".into();
+        let told = remarks.heard(&info);
+        assert_eq!(told, Some(plain(&info.message)));
+        info.bytes_done += 1;
+        assert_eq!(remarks.heard(&info), None);
+        info.phase = "merging".into();
+        info.message = "composing the root tree".into();
+        assert_eq!(remarks.heard(&info), None);
+        info.message = "committing".into();
+        assert_eq!(remarks.heard(&info), None, "not of the network");
     }
 
     #[test]

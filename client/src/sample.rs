@@ -34,10 +34,14 @@ pub(crate) fn job(kind: &str, state: &str) -> JobInfo {
         eta: UNKNOWN,
         message: String::new(),
         cancellable: true,
+        paused: false,
+        background: false,
+        blocked_by: path(NO_OBJECT),
         error: Default::default(),
         result: Dict::new(),
         target: path(NO_OBJECT),
         created_at: (NOW - 60) * 1_000_000,
+        started_at: (NOW - 60) * 1_000_000,
         finished_at: 0,
         started_by_uid: 1000,
         started_by_label: "osteward".into(),
@@ -81,6 +85,9 @@ pub(crate) fn deployment(state: &str, version: &str, digest: char) -> Deployment
         size_bytes: 1 << 30,
         kernel_version: "6.12.1".into(),
         kernel_arguments: vec!["root=UUID=1".into(), "rw".into()],
+        soft_reboot_capable: "no".into(),
+        unlocked: "none".into(),
+        warnings: vec![],
     }
 }
 
@@ -100,6 +107,8 @@ pub(crate) fn update(state: &str, digest: char) -> UpdateInfo {
         total_size: 1 << 30,
         layers_total: 60,
         layers_missing: 7,
+        kernel_version: "6.12.1".into(),
+        diff_level: "metadata".into(),
     }
 }
 
@@ -108,8 +117,11 @@ pub(crate) fn status(update_state: &str) -> Status {
     let none = path(NO_OBJECT);
     let booted = path("/org/osteward1/deployment/d_booted");
     let mut tracking = Dict::new();
-    tracking.insert("image".into(), text("registry.example.org/os:stable"));
-    tracking.insert("transport".into(), text("registry"));
+    tracking.insert(
+        "image".into(),
+        text("docker://registry.example.org/os:stable"),
+    );
+    tracking.insert("transport".into(), text("docker://"));
     let mut last_check = Dict::new();
     last_check.insert("time".into(), OwnedVariant::from(NOW - 300));
     last_check.insert("ok".into(), OwnedVariant::from(true));
@@ -138,7 +150,9 @@ pub(crate) fn status(update_state: &str) -> Status {
                 none
             },
             last_check,
+            last_finalize: Dict::new(),
             reboot_required: "none".into(),
+            kernel_arguments: vec!["root=UUID=1".into(), "rw".into()],
         },
         deployments: vec![
             deployment("booted", "42", 'a'),

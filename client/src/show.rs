@@ -1,20 +1,26 @@
-//! The tables of `status` and `jobs`.
+//! What `status` shows, and the looks that it shares with other verbs.
 //!
 //! Owns what a person sees of the `Status` document. Invariants: pure (the time and the
 //! looks are passed in); everything that comes from an image or a registry goes through
 //! [`plain`]; what is not known is left out rather than shown empty.
 
+pub(crate) mod diff;
+pub(crate) mod doctor;
+pub(crate) mod history;
+mod jobs;
+
 use std::fmt::Write as _;
 
 use console::{StyledObject, measure_text_width, style, truncate_str};
-use osteward_dbus::types::{DeploymentInfo, Dict, HostInfo, JobInfo, Status, UpdateInfo};
+use osteward_dbus::types::{DeploymentInfo, Dict, HostInfo, Status, UpdateInfo};
 use osteward_dbus::{NO_OBJECT, UNKNOWN};
-use zbus::{OwnedObjectPath, OwnedVariant};
+use zbus::OwnedVariant;
 
+use self::jobs::job_in_words;
+pub(crate) use self::jobs::jobs;
 use crate::fail::Exit;
 use crate::follow::is_end;
-use crate::progress::numbers;
-use crate::text::{Look, age, bytes, date, duration, plain, short};
+use crate::text::{Look, age, bytes, date, plain, short};
 
 /// `status` for people.
 pub(crate) fn status(status: &Status, now: u64, look: Look, full: bool) -> String {
@@ -36,25 +42,6 @@ pub(crate) fn status(status: &Status, now: u64, look: Look, full: bool) -> Strin
         text.push_str(&deployment_block(deployment, next, now, look, full));
     }
     text
-}
-
-/// `jobs` for people: a table, the oldest first.
-pub(crate) fn jobs(jobs: &[(OwnedObjectPath, JobInfo)], now: u64, look: Look) -> String {
-    if jobs.is_empty() {
-        return "No jobs.\n".to_owned();
-    }
-    let mut rows = vec![["JOB", "KIND", "STATE", "STARTED", "BY", "DETAILS"].map(str::to_owned)];
-    for (path, job) in jobs {
-        rows.push([
-            number(path).to_owned(),
-            plain(&job.kind),
-            plain(&job.state),
-            age(job.created_at / 1_000_000, now),
-            starter(job),
-            details(job),
-        ]);
-    }
-    table(&rows, look)
 }
 
 /// What `check` and `status --exit-code` end with.
@@ -112,7 +99,9 @@ fn host_facts(facts: &mut Facts, status: &Status, now: u64, full: bool) {
     let host = &status.host;
     facts.add("State", facts.state(&host.update_state));
     if let Some(image) = string(&host.tracking, "image") {
-        let transport = string(&host.tracking, "transport").map(|text| format!(" ({text})"));
+        // References of images name theirs; those of ostree remotes do not.
+        let transport = string(&host.tracking, "transport").filter(|it| !image.starts_with(it));
+        let transport = transport.map(|text| format!(" ({text})"));
         facts.add(
             "Tracking",
             format!("{image}{}", transport.unwrap_or_default()),
@@ -126,9 +115,14 @@ fn host_facts(facts: &mut Facts, status: &Status, now: u64, full: bool) {
         facts.add("Update", update_in_words(update, full));
     }
     facts.add("Checked", last_check(&host.last_check, now));
+    facts.add("Finalize", last_finalize(&host.last_finalize, now));
     match host.reboot_required.as_str() {
         "none" | "" => {}
         "reboot" => facts.add("Reboot", next_boot(status)),
+        "soft-reboot" => {
+            let next = format!("{}; a soft one is enough", next_boot(status));
+            facts.add("Reboot", next);
+        }
         other => facts.add("Reboot", plain(other)),
     }
 }
@@ -167,6 +161,21 @@ fn last_check(check: &Dict, now: u64) -> String {
     let message = string(check, "error-message").unwrap_or_default();
     let error = string(check, "error-name").unwrap_or_default();
     format!("{ago}, failed: {message} ({error})")
+}
+
+/// Only worth a line if it failed.
+fn last_finalize(last: &Dict, now: u64) -> String {
+    if last
+        .get("failed")
+        .and_then(|failed| bool::try_from(failed).ok())
+        != Some(true)
+    {
+        return String::new();
+    }
+    let time = last.get("time").and_then(|time| u64::try_from(time).ok());
+    let ago = time.filter(|time| *time > 0).map(|time| age(time, now));
+    let message = string(last, "message").unwrap_or_default();
+    format!("failed {}: {message}", ago.unwrap_or_default())
 }
 
 fn string(dict: &Dict, key: &str) -> Option<String> {
@@ -215,63 +224,22 @@ fn deployment_block(info: &DeploymentInfo, next: bool, now: u64, look: Look, ful
         format!("{commit}.{} ({})", info.serial, plain(&info.stateroot)),
     );
     facts.add("Kernel", plain(&info.kernel_version));
+    if info.unlocked != "none" {
+        facts.add("Unlocked", plain(&info.unlocked));
+    }
     if full {
         facts.add("Arguments", plain(&info.kernel_arguments.join(" ")));
+    }
+    for warning in &info.warnings {
+        facts.add("Warning", plain(warning));
     }
     block.push_str(&facts.render("  "));
     block
 }
 
-fn job_in_words(job: &JobInfo) -> String {
-    let mut words = plain(&job.kind);
-    let phase = if job.state == "cancelling" {
-        &job.state
-    } else {
-        &job.phase
-    };
-    if !phase.is_empty() {
-        let _ = write!(words, ", {}", plain(phase));
-    }
-    if job.fraction >= 0.0 {
-        let _ = write!(words, " {:.0} %", job.fraction * 100.0);
-    }
-    let numbers = numbers(job);
-    if !numbers.is_empty() {
-        let _ = write!(words, ": {numbers}");
-    }
-    words
-}
-
-fn details(job: &JobInfo) -> String {
-    if !is_end(&job.state) {
-        let words = job_in_words(job);
-        return words
-            .strip_prefix(&job.kind)
-            .map_or(words.as_str(), |rest| rest.trim_start_matches(", "))
-            .to_owned();
-    }
-    if !job.error.0.is_empty() {
-        return plain(&job.error.1);
-    }
-    let took = job.finished_at.saturating_sub(job.created_at) / 1_000_000;
-    format!("took {}", duration(took))
-}
-
-fn starter(job: &JobInfo) -> String {
-    match job.started_by_label.as_str() {
-        "" => format!("uid {}", job.started_by_uid),
-        label => format!("{} (uid {})", plain(label), job.started_by_uid),
-    }
-}
-
-/// The part of a job's path that a person types; for display, programs use the path.
-fn number(path: &OwnedObjectPath) -> &str {
-    path.rsplit('/').next().unwrap_or_default()
-}
-
 /// Columns two spaces apart; on a terminal the last one is cut to its width.
-fn table(rows: &[[String; 6]], look: Look) -> String {
-    let mut widths = [0; 6];
+fn table<const N: usize>(rows: &[[String; N]], look: Look) -> String {
+    let mut widths = [0; N];
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = measure_text_width(cell).max(*width);
@@ -359,7 +327,7 @@ mod tests {
             .push((sample::path("/org/osteward1/job/7"), sample::downloading()));
         host.deployments[1].pinned = true;
         let expected = "   State: available
-Tracking: registry.example.org/os:stable (registry)
+Tracking: docker://registry.example.org/os:stable
   Update: 43 (sha256:cccccccccccc), available, 120.00 MiB to download of 1.00 GiB, made 2026-11-22 00:53 UTC
  Checked: 5 minutes ago
      Job: upgrade, downloading 45 %: 512.00 MiB of 1.00 GiB, 12.00 MiB/s, 43 seconds left, layer 12 of 60, 256.00 MiB here already (/org/osteward1/job/7)
@@ -428,6 +396,20 @@ Deployments, in boot order:
     }
 
     #[test]
+    fn a_finalization_is_shown_if_it_failed() {
+        let mut host = sample::status("idle");
+        for failed in [false, true] {
+            let last = &mut host.host.last_finalize;
+            last.insert("failed".into(), OwnedVariant::from(failed));
+            last.insert("message".into(), sample::text("no space\u{7}"));
+            last.insert("time".into(), OwnedVariant::from(NOW - 3600));
+            let text = status(&host, NOW, PLAIN, false);
+            let line = "Finalize: failed 60 minutes ago: no space\u{fffd}\n";
+            assert_eq!(text.contains(line), failed, "{text}");
+        }
+    }
+
+    #[test]
     fn a_host_without_ostree_is_said_to_be_one() {
         let mut host = sample::status("unknown");
         host.deployments.clear();
@@ -492,39 +474,5 @@ Deployments, in boot order:
             Exit::UpdateAvailable,
             "a newer one than the staged"
         );
-    }
-
-    #[test]
-    fn jobs_are_a_table() {
-        let failed = JobInfo {
-            error: (
-                "org.osteward1.Error.NoSpace".into(),
-                "need 3 GiB in /sysroot".into(),
-            ),
-            started_by_label: String::new(),
-            started_by_uid: 0,
-            ..sample::job("switch", "failed")
-        };
-        let done = JobInfo {
-            finished_at: (NOW - 18) * 1_000_000,
-            ..sample::job("check", "succeeded")
-        };
-        let list = vec![
-            (sample::path("/org/osteward1/job/6"), failed),
-            (sample::path("/org/osteward1/job/10"), done),
-            (sample::path("/org/osteward1/job/11"), sample::downloading()),
-        ];
-        let expected = "\
-JOB  KIND     STATE      STARTED         BY                   DETAILS
-6    switch   failed     60 seconds ago  uid 0                need 3 GiB in /sysroot
-10   check    succeeded  60 seconds ago  osteward (uid 1000)  took 42 seconds
-11   upgrade  running    60 seconds ago  osteward (uid 1000)  downloading 45 %: 512.00 MiB of 1...
-";
-        let look = Look {
-            width: Some(98),
-            ..PLAIN
-        };
-        assert_eq!(jobs(&list, NOW, look), expected);
-        assert_eq!(jobs(&[], NOW, look), "No jobs.\n");
     }
 }

@@ -3,11 +3,15 @@
 //! Owns the last lines of a verb for people. Pure: made from the job's record and the
 //! status before and after it. Programs read the job's `result` instead.
 
+mod simulation;
+
 use osteward_dbus::types::{DeploymentInfo, Dict, JobInfo, Status};
 use zbus::OwnedObjectPath;
 
 use crate::show::{name, update_in_words};
 use crate::text::bytes;
+
+pub(crate) use simulation::exit as simulated_exit;
 
 /// The lines for a job that succeeded. Without `after` only what the job itself says.
 pub(crate) fn lines(
@@ -17,12 +21,28 @@ pub(crate) fn lines(
     dry_run: bool,
 ) -> Vec<String> {
     let changed = flag(&job.result, "changed").unwrap_or(true);
+    let stages = flag(&job.result, "staged").unwrap_or(true);
     let what = subject(job, after);
     let mut lines = match (job.kind.as_str(), changed) {
         ("check", _) => vec![checked(after)],
         ("download", true) => vec![format!("Downloaded {what}. `osteward upgrade` stages it.")],
         ("download", false) => vec![format!("Nothing to download: {what} is here already.")],
-        ("upgrade" | "switch", true) => {
+        ("upgrade", true) if !stages => {
+            vec![format!(
+                "Downloaded {what}. `osteward upgrade --from-cache` stages it."
+            )]
+        }
+        ("switch", true) if !stages => {
+            vec![format!(
+                "Downloaded {what}. `osteward switch` with --from-cache stages it."
+            )]
+        }
+        ("upgrade" | "switch" | "import", false) if locked(job) == Some(true) => {
+            vec![format!(
+                "Nothing to do: {what} is staged already, locked: {LOCKED}"
+            )]
+        }
+        ("upgrade" | "switch" | "import", true) => {
             let mut lines = replaced(before, after).into_iter().collect::<Vec<_>>();
             lines.push(match locked(job) {
                 Some(true) => format!("Staged {what}, locked: {LOCKED}"),
@@ -33,11 +53,18 @@ pub(crate) fn lines(
         ("lock", true) => vec![format!("Locked {what}: {LOCKED}")],
         ("lock", false) => vec![format!("Nothing to do: {what} is locked already.")],
         ("unlock", true) => vec![format!("Unlocked {what}: the next boot gives it.")],
+        ("pin", true) => vec![format!(
+            "Pinned {what}: no update and no clean-up removes it."
+        )],
+        ("pin", false) => vec![format!("Nothing to do: {what} is pinned already.")],
+        ("unpin", true) => vec![format!("Unpinned {what}: it may go with the next update.")],
+        ("unpin", false) => vec![format!("Nothing to do: {what} is not pinned.")],
+        ("remove", _) => vec![format!("Removed {what}. {}", freed(&job.result, false))],
         ("unlock", false) => vec![format!("Nothing to do: {what} is not locked.")],
         ("upgrade", false) => vec![format!(
             "Nothing to do: {what} is the newest image and here already."
         )],
-        ("switch", false) => vec![format!(
+        ("switch" | "import", false) => vec![format!(
             "Nothing to do: {what} is what the next boot gives already."
         )],
         ("rollback", true) => vec![format!("The next boot goes back to {what}.")],
@@ -50,13 +77,24 @@ pub(crate) fn lines(
         ("cancel-rollback", false) => vec!["Nothing to do: no rollback is queued.".to_owned()],
         ("discard", _) => vec![freed(&job.result, dry_run)],
         ("apply", _) => vec!["The host reboots.".to_owned()],
+        ("kargs", true) => {
+            let lock = match locked(job) {
+                Some(true) => format!(", locked: {LOCKED}"),
+                _ => " for the next boot.".to_owned(),
+            };
+            vec![format!("Staged {what} with other kernel arguments{lock}")]
+        }
+        ("kargs", false) => {
+            vec!["Nothing to do: the kernel arguments are like that already.".to_owned()]
+        }
+        ("simulate", _) => simulation::lines(&job.result, &what),
+        ("usr-overlay", changed) => vec![overlay(&job.result, changed)],
         (kind, _) => vec![format!("{} is done.", crate::text::plain(kind))],
     };
-    if matches!(
-        job.kind.as_str(),
-        "upgrade" | "switch" | "rollback" | "unlock"
-    ) && changed
-    {
+    let stages = stages
+        && ["upgrade", "switch", "import", "rollback", "unlock", "kargs"]
+            .contains(&job.kind.as_str());
+    if changed && stages {
         let reboots = job.phase == "rebooting";
         let next = if reboots {
             "The host reboots."
@@ -66,6 +104,19 @@ pub(crate) fn lines(
         lines.push(next.to_owned());
     }
     lines
+}
+
+/// What became of `/usr`.
+fn overlay(result: &Dict, changed: bool) -> String {
+    let how = match text(result, "unlocked").as_deref() {
+        Some("transient") => "has an overlay, mounted read-only",
+        Some("hotfix") => "can be changed, and stays changed",
+        _ => "can be changed until the next boot, which forgets it",
+    };
+    match changed {
+        true => format!("/usr {how}."),
+        false => format!("Nothing to do: /usr {how}."),
+    }
 }
 
 /// What a lock means.
@@ -152,8 +203,7 @@ fn freed(result: &Dict, dry_run: bool) -> String {
         .and_then(|value| u64::try_from(value).ok());
     let size = bytes(size.unwrap_or_default());
     if dry_run {
-        // What only the named things hold is not counted before they go.
-        format!("At least {size} would be freed.")
+        format!("{size} would be freed.")
     } else {
         format!("{size} freed.")
     }
@@ -249,6 +299,26 @@ mod tests {
     }
 
     #[test]
+    fn kernel_arguments_and_overlays() {
+        let (idle, staged) = (sample::status("idle"), sample::staged());
+        let text = lines(&done("kargs", true, 'c'), Some(&idle), Some(&staged), false);
+        assert_eq!(
+            text,
+            [
+                "Staged 43 (sha256:cccccccccccc) with other kernel arguments for the next boot.",
+                "`osteward apply` reboots into it now."
+            ]
+        );
+        let mut job = sample::job("usr-overlay", "succeeded");
+        job.result
+            .insert("unlocked".into(), sample::text("development"));
+        assert_eq!(
+            lines(&job, None, None, false),
+            ["/usr can be changed until the next boot, which forgets it."]
+        );
+    }
+
+    #[test]
     fn check_and_discard() {
         let text = lines(
             &done("check", true, 'c'),
@@ -271,9 +341,6 @@ mod tests {
         job.result
             .insert("freed-bytes".into(), OwnedVariant::from(3_u64 << 20));
         assert_eq!(lines(&job, None, None, false), ["3.00 MiB freed."]);
-        assert_eq!(
-            lines(&job, None, None, true),
-            ["At least 3.00 MiB would be freed."]
-        );
+        assert_eq!(lines(&job, None, None, true), ["3.00 MiB would be freed."]);
     }
 }

@@ -4,16 +4,23 @@
 //! returns an exit code and has said all there is to say, or a [`Failure`] that `main`
 //! prints; JSON and text for people never mix.
 
+pub(crate) mod completion;
+mod diff;
+mod inhibit;
+mod orders;
+mod reboot;
+mod system;
+
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use osteward_dbus::JOB_PREFIX;
-use osteward_dbus::types::{JobInfo, Status};
+use osteward_dbus::types::{JobInfo, Status, from_dict};
 use serde_json::{Map, Value, json};
 use zbus::OwnedObjectPath;
 
-use crate::args::{CancelArgs, Cli, StatusArgs, Verb, WatchArgs};
+use crate::args::{CancelArgs, Cli, DiffOf, HistoryArgs, JobsArgs, StatusArgs, Verb, WatchArgs};
 use crate::attend::{Ended, OnInterrupt, attend};
-use crate::bus::Bus;
+use crate::bus::{Bus, Order};
 use crate::fail::{Exit, Failure};
 use crate::follow::{Follower, Listener, is_end};
 use crate::manner::Manner;
@@ -26,9 +33,20 @@ const UNKNOWN_OBJECT: &str = "org.freedesktop.DBus.Error.UnknownObject";
 pub(crate) async fn run(cli: &Cli, bus: &Bus, manner: Manner) -> Result<Exit, Failure> {
     match &cli.verb {
         Verb::Status(args) => status(bus, manner, args).await,
-        Verb::Jobs => jobs(bus, manner).await,
+        Verb::Jobs(args) => jobs(bus, manner, args).await,
         Verb::Cancel(args) => cancel(bus, manner, args).await,
         Verb::Watch(args) => watch(bus, manner, args).await,
+        Verb::Pause(args) => orders::pause(bus, manner, args).await,
+        Verb::Resume(args) => orders::resume(bus, manner, args).await,
+        Verb::Log(args) => orders::log(bus, manner, args).await,
+        Verb::History(args) => history(bus, manner, args).await,
+        Verb::Inhibit(args) => inhibit::inhibit(bus, manner, args).await,
+        Verb::Reload => orders::reload(bus, manner).await,
+        Verb::Kargs(args) => system::kargs(bus, manner, args, cli.global.reason.as_deref()).await,
+        Verb::Diff(args) => match &args.of {
+            Some(DiffOf::Etc(args)) => system::diff_etc(bus, manner, args).await,
+            None => diff::packages(bus, manner, args).await,
+        },
         verb => match Request::of(verb, cli.global.reason.as_deref()) {
             Some((request, true)) => work(bus, manner, verb.name(), &request).await,
             Some((request, false)) => {
@@ -42,7 +60,7 @@ pub(crate) async fn run(cli: &Cli, bus: &Bus, manner: Manner) -> Result<Exit, Fa
     }
 }
 
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map(|since| since.as_secs())
@@ -63,15 +81,38 @@ async fn status(bus: &Bus, manner: Manner, args: &StatusArgs) -> Result<Exit, Fa
     })
 }
 
-async fn jobs(bus: &Bus, manner: Manner) -> Result<Exit, Failure> {
-    let (document, status) = bus.status().await?;
+async fn jobs(bus: &Bus, manner: Manner, args: &JobsArgs) -> Result<Exit, Failure> {
+    let (document, mut status) = bus.status().await?;
     if manner.json {
-        let jobs = document
+        let mut jobs = document
             .get("jobs")
             .map_or_else(|| json!([]), |jobs| dbus_json::value(jobs));
+        if args.active
+            && let Some(jobs) = jobs.as_array_mut()
+        {
+            jobs.retain(|job| job["state"].as_str().is_none_or(|state| !is_end(state)));
+        }
         manner.print_json(&jobs);
     } else {
+        status
+            .jobs
+            .retain(|(_, job)| !args.active || !is_end(&job.state));
         print!("{}", show::jobs(&status.jobs, now(), manner.look));
+    }
+    Ok(Exit::Done)
+}
+
+async fn history(bus: &Bus, manner: Manner, args: &HistoryArgs) -> Result<Exit, Failure> {
+    let entries = bus.history(args.lines).await?;
+    if manner.json {
+        let entries = entries
+            .iter()
+            .map(|entry| Value::Object(dbus_json::object(entry)));
+        manner.print_json(&json!(entries.collect::<Vec<_>>()));
+    } else {
+        let entries = entries.iter().map(from_dict);
+        let entries = entries.collect::<zbus::Result<Vec<_>>>()?;
+        print!("{}", show::history::history(&entries, manner.look));
     }
     Ok(Exit::Done)
 }
@@ -83,14 +124,22 @@ async fn work(bus: &Bus, manner: Manner, verb: &str, request: &Request) -> Resul
     let before = bus.status().await.ok().map(|(_, status)| status);
     // What is said before the reply is about the past: the job is read afterwards.
     let path = listener.meanwhile(bus.start(request)).await.0?;
-    let mut follower = listener.follow(path).await?;
+    let mut follower = match listener.follow(path.clone()).await {
+        Err(lost) if reboot::ends_in_it(bus, request, &lost).await => {
+            return Ok(reboot::say(manner, &path, None));
+        }
+        read => read?,
+    };
     let mut display = manner.display();
     let on_interrupt = if manner.attended {
         OnInterrupt::Ask
     } else {
         OnInterrupt::Leave
     };
-    let ended = attend(bus, &mut follower, &mut display, on_interrupt).await?;
+    let ended = match attend(bus, &mut follower, &mut display, on_interrupt).await {
+        Err(lost) if reboot::ends_in_it(bus, request, &lost).await => Ended::Rebooting,
+        ended => ended?,
+    };
     match ended {
         Ended::Left => Ok(left(manner, &follower)),
         Ended::Rebooting => Ok(rebooting(manner, &follower)),
@@ -104,6 +153,7 @@ async fn work(bus: &Bus, manner: Manner, verb: &str, request: &Request) -> Resul
             tell(manner, verb, &follower, told)?;
             Ok(match (verb, &after) {
                 ("check", Some(after)) => show::exit_code(after),
+                ("simulate", _) => summary::simulated_exit(follower.info()),
                 _ => Exit::Done,
             })
         }
@@ -121,8 +171,8 @@ async fn cancel(bus: &Bus, manner: Manner, args: &CancelArgs) -> Result<Exit, Fa
             )
         })?,
     };
-    listener.meanwhile(bus.cancel(&path)).await.0?;
-    if args.wait.no_wait {
+    listener.meanwhile(bus.tell(&path, Order::Cancel)).await.0?;
+    if args.no_wait {
         announce(manner, &path);
         return Ok(Exit::Done);
     }
@@ -173,6 +223,12 @@ async fn watch(bus: &Bus, manner: Manner, args: &WatchArgs) -> Result<Exit, Fail
             None => return Ok(Exit::Interrupted),
         },
     };
+    if args.adopt {
+        bus.tell(follower.path(), Order::Adopt).await?;
+    }
+    if args.events {
+        return orders::events(bus, follower.path()).await;
+    }
     let mut display = manner.display();
     match attend(bus, &mut follower, &mut display, OnInterrupt::Leave).await? {
         Ended::Left => Ok(left(manner, &follower)),
@@ -223,7 +279,10 @@ async fn running_or_next(bus: &Bus, manner: Manner) -> Result<Option<Follower>, 
 /// The job that runs; of several the one that changes the host.
 fn running(status: &Status) -> Option<OwnedObjectPath> {
     let running = |writes: bool| {
-        let runs = |job: &JobInfo| !is_end(&job.state) && (job.kind != "check") == writes;
+        let runs = |job: &JobInfo| {
+            matches!(job.state.as_str(), "running" | "cancelling")
+                && ["check", "simulate"].contains(&job.kind.as_str()) != writes
+        };
         status
             .jobs
             .iter()
@@ -270,9 +329,7 @@ fn left(manner: Manner, follower: &Follower) -> Exit {
 }
 
 fn rebooting(manner: Manner, follower: &Follower) -> Exit {
-    print_end(manner, "apply", follower, None, None);
-    manner.note("The host reboots.");
-    Exit::Done
+    reboot::say(manner, follower.path(), Some(follower.info()))
 }
 
 /// What is known around a job that ended.

@@ -31,12 +31,20 @@ pub struct Config {
     pub insecure: Vec<String>,
     /// Longest wait for a connection to a registry.
     pub connect_timeout: Duration,
+    /// Longest wait until a registry begins to answer.
+    pub response_timeout: Duration,
     /// Longest silence on an open connection.
     pub read_timeout: Duration,
+    /// How long a registry that is out of reach or overloaded is waited for. Zero: not at all.
+    pub retry_time: Duration,
     /// Cap on a manifest, an index or an image configuration, in bytes.
     pub max_manifest_size: u64,
+    /// Cap on a layer as it is transferred, in bytes.
+    pub max_layer_size: u64,
     /// Layers fetched and written side by side, 1 to 8.
     pub parallel_layers: usize,
+    /// What a check may fetch of layers to tell which packages differ, in bytes. Zero: nothing.
+    pub max_peek_size: u64,
 }
 
 impl Default for Config {
@@ -46,9 +54,13 @@ impl Default for Config {
             lock_wait: Duration::from_secs(30),
             insecure: Vec::new(),
             connect_timeout: Duration::from_secs(15),
+            response_timeout: Duration::from_secs(60),
             read_timeout: Duration::from_secs(60),
+            retry_time: Duration::from_secs(120),
             max_manifest_size: 4 << 20,
+            max_layer_size: 32 << 30,
             parallel_layers: 3,
+            max_peek_size: 8 << 20,
         }
     }
 }
@@ -91,6 +103,7 @@ pub struct Fragment {
     daemon: Option<DaemonFragment>,
     registry: Option<RegistryFragment>,
     import: Option<ImportFragment>,
+    check: Option<CheckFragment>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -105,14 +118,23 @@ struct DaemonFragment {
 struct RegistryFragment {
     insecure: Option<Vec<String>>,
     connect_timeout: Option<String>,
+    response_timeout: Option<String>,
     read_timeout: Option<String>,
+    retry_time: Option<String>,
     max_manifest_size: Option<u64>,
+    max_layer_size: Option<u64>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ImportFragment {
     parallel_layers: Option<usize>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CheckFragment {
+    max_peek_size: Option<u64>,
 }
 
 /// Reads one file's text. `origin` is what errors call it.
@@ -141,8 +163,11 @@ impl Fragment {
         let registry = RegistryFragment {
             insecure: high.insecure.or(low.insecure),
             connect_timeout: high.connect_timeout.or(low.connect_timeout),
+            response_timeout: high.response_timeout.or(low.response_timeout),
             read_timeout: high.read_timeout.or(low.read_timeout),
+            retry_time: high.retry_time.or(low.retry_time),
             max_manifest_size: high.max_manifest_size.or(low.max_manifest_size),
+            max_layer_size: high.max_layer_size.or(low.max_layer_size),
         };
         let (low, high) = (
             self.import.unwrap_or_default(),
@@ -151,10 +176,18 @@ impl Fragment {
         let import = ImportFragment {
             parallel_layers: high.parallel_layers.or(low.parallel_layers),
         };
+        let (low, high) = (
+            self.check.unwrap_or_default(),
+            higher.check.unwrap_or_default(),
+        );
+        let check = CheckFragment {
+            max_peek_size: high.max_peek_size.or(low.max_peek_size),
+        };
         Fragment {
             daemon: Some(daemon),
             registry: Some(registry),
             import: Some(import),
+            check: Some(check),
         }
     }
 
@@ -164,6 +197,7 @@ impl Fragment {
         let daemon = self.daemon.unwrap_or_default();
         let registry = self.registry.unwrap_or_default();
         let import = self.import.unwrap_or_default();
+        let check = self.check.unwrap_or_default();
         let duration = |key, text: Option<String>, default| match text {
             None => Ok(default),
             Some(text) => humantime::parse_duration(&text).map_err(|error| Error::Value {
@@ -193,15 +227,27 @@ impl Fragment {
                 registry.connect_timeout,
                 defaults.connect_timeout,
             )?,
+            response_timeout: duration(
+                "registry.response_timeout",
+                registry.response_timeout,
+                defaults.response_timeout,
+            )?,
             read_timeout: duration(
                 "registry.read_timeout",
                 registry.read_timeout,
                 defaults.read_timeout,
             )?,
+            retry_time: duration(
+                "registry.retry_time",
+                registry.retry_time,
+                defaults.retry_time,
+            )?,
             max_manifest_size: registry
                 .max_manifest_size
                 .unwrap_or(defaults.max_manifest_size),
+            max_layer_size: registry.max_layer_size.unwrap_or(defaults.max_layer_size),
             parallel_layers,
+            max_peek_size: check.max_peek_size.unwrap_or(defaults.max_peek_size),
         })
     }
 }
@@ -341,6 +387,7 @@ mod tests {
             ("[registry]\ninsecure = 3", "line 2"),
             ("[regstry]", "unknown field `regstry`"),
             ("[daemon]\nidle_timeout = \"soon\"", "daemon.idle_timeout"),
+            ("[registry]\nretry_time = \"1\"", "registry.retry_time"),
             ("[import]\nparallel_layers = 0", "import.parallel_layers"),
             ("[daemon", "line 1"),
         ] {

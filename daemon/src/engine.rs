@@ -2,29 +2,41 @@
 //!
 //! One task owns everything that changes; others hold an [`Engine`] (commands in, a
 //! `watch` of [`Status`] out). Invariants: the task never
-//! waits for a job or for the sysroot thread, so commands are always answered at once;
-//! one write job at a time; a job belongs to the daemon, not to its caller; every job
-//! that was announced ends with a final [`JobView`], published after the change it made.
+//! waits for a job, the sysroot thread or the disk, so commands are always answered at once;
+//! one write job at a time, others wait if their callers said so; a job belongs to the
+//! daemon, not to its caller; every job that was announced ends with a final [`JobView`],
+//! published after the change it made.
 
+mod chronicle;
+mod entry;
 mod job;
+mod known;
 mod roster;
 mod status;
+mod stream;
 mod task;
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use crate::record::history::Entry;
+pub use crate::record::last_check::LastCheck;
 pub use job::{JobId, JobView, RunState};
-pub use status::{LastCheck, Look, OsRelease, Status};
+pub use status::{Look, OsRelease, Status};
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::error::Error;
+use crate::inhibit::Inhibitors;
 use crate::jobs::Request;
+use crate::jobs::log::Log;
+use crate::jobs::packages::Packages;
 use crate::observe::logind::Logind;
 use crate::observe::systemd::Systemd;
+use crate::packages::Difference;
 use crate::sysroot::{self, Snapshot, Sysroot};
 use task::Task;
 
@@ -39,14 +51,54 @@ pub struct Caller {
     pub reason: String,
 }
 
+/// On which terms a job runs beside others.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// While another job writes, wait for it rather than fail.
+    pub queue: bool,
+    /// Give way to jobs that somebody waits for.
+    pub background: bool,
+    /// The place in the queue; higher goes first.
+    pub priority: i32,
+}
+
+/// What a job can be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Stop.
+    Cancel,
+    /// Stop to fetch until it is resumed.
+    Pause,
+    /// Go on.
+    Resume,
+    /// Somebody waits for it now: it is no background job any more.
+    Adopt,
+    /// One of those who asked for it has read the result.
+    Release,
+}
+
+/// What the configuration files say: the configuration and what to know about it.
+type Loaded = Result<(Config, Vec<String>), String>;
+
 enum Command {
     Submit {
         request: Request,
         caller: Caller,
+        terms: Terms,
         reply: oneshot::Sender<Result<JobId, Error>>,
     },
-    Cancel {
+    Tell {
         job: JobId,
+        order: Order,
+        uid: u32,
+        reply: oneshot::Sender<Result<(), Error>>,
+    },
+    Log {
+        job: JobId,
+        reply: oneshot::Sender<Result<(Log, watch::Receiver<JobView>), Error>>,
+    },
+    Reload {
+        loaded: Loaded,
         reply: oneshot::Sender<Result<(), Error>>,
     },
     Looked(Result<Snapshot, sysroot::Error>),
@@ -61,6 +113,9 @@ pub struct Engine {
     commands: mpsc::Sender<Command>,
     status: watch::Receiver<Arc<Status>>,
     attended: Arc<AtomicUsize>,
+    inhibitors: Inhibitors,
+    packages: Packages,
+    root: PathBuf,
 }
 
 /// A call on its way to becoming a job, which the process must live to see: a password
@@ -79,6 +134,8 @@ impl Drop for Attendance {
 pub struct Parts {
     /// The deployments.
     pub sysroot: Sysroot,
+    /// Where the configuration files are found: `/` on a host.
+    pub root: PathBuf,
     /// The configuration, or why there is none.
     pub config: Result<Config, String>,
     /// What an administrator should know about the configuration.
@@ -87,7 +144,7 @@ pub struct Parts {
     pub os: OsRelease,
     /// Sessions, inhibitors, reboot.
     pub logind: Logind,
-    /// The unit that finalizes.
+    /// The finalizing unit, and programs of the host.
     pub systemd: Systemd,
     /// `/var/lib/osteward`.
     pub state_directory: PathBuf,
@@ -100,12 +157,18 @@ impl Engine {
     pub fn spawn(parts: Parts, changes: mpsc::Receiver<()>) -> Self {
         let (commands, queue) = mpsc::channel(64);
         let (publish, status) = watch::channel(Arc::new(Status::unknown(&parts.warnings)));
-        let task = Task::new(parts, publish, commands.clone());
+        let (root, inhibitors) = (parts.root.clone(), Inhibitors::default());
+        let packages = Packages::new(&parts.state_directory, parts.sysroot.repo_path());
+        let shared = (inhibitors.clone(), packages.clone());
+        let task = Task::new(parts, shared, publish, commands.clone());
         tokio::spawn(task.run(queue, changes));
         Self {
             commands,
             status,
             attended: Arc::default(),
+            inhibitors,
+            packages,
+            root,
         }
     }
 
@@ -115,9 +178,17 @@ impl Engine {
         Attendance(self.attended.clone())
     }
 
-    /// Whether there are jobs, running or still readable, or calls that may become one.
+    /// Whether there are jobs, waiting, running or still readable, or calls that may become
+    /// one, or somebody inhibits the exit.
     pub fn is_needed(&self) -> bool {
-        !self.status.borrow().jobs.is_empty() || self.attended.load(Ordering::Relaxed) > 0
+        !self.status.borrow().jobs.is_empty()
+            || self.attended.load(Ordering::Relaxed) > 0
+            || !self.inhibitors.list().is_empty()
+    }
+
+    /// Who inhibits what; whoever holds an entry of it is on it.
+    pub fn inhibitors(&self) -> &Inhibitors {
+        &self.inhibitors
     }
 
     /// What is known now. Never waits.
@@ -130,19 +201,71 @@ impl Engine {
         self.status.clone()
     }
 
-    /// Starts a job, or says why not.
-    pub async fn submit(&self, request: Request, caller: Caller) -> Result<JobId, Error> {
+    /// Starts a job, or joins one, or lets it wait, or says why not.
+    pub async fn submit(
+        &self,
+        request: Request,
+        caller: Caller,
+        terms: Terms,
+    ) -> Result<JobId, Error> {
         self.ask(|reply| Command::Submit {
             request,
             caller,
+            terms,
             reply,
         })
         .await
     }
 
-    /// Asks a job to stop.
-    pub async fn cancel(&self, job: JobId) -> Result<(), Error> {
-        self.ask(|reply| Command::Cancel { job, reply }).await
+    /// Tells a job something on behalf of `uid`, who may.
+    pub async fn tell(&self, job: JobId, order: Order, uid: u32) -> Result<(), Error> {
+        let tell = |reply| Command::Tell {
+            job,
+            order,
+            uid,
+            reply,
+        };
+        self.ask(tell).await
+    }
+
+    /// The last lines that a job has said, the oldest first.
+    pub async fn log(&self, job: JobId) -> Result<Vec<String>, Error> {
+        let (log, _) = self.ask(|reply| Command::Log { job, reply }).await?;
+        Ok(log.lines())
+    }
+
+    /// A pipe with the events of a job from now on, one JSON object a line.
+    pub async fn stream(&self, job: JobId) -> Result<OwnedFd, Error> {
+        let (log, view) = self.ask(|reply| Command::Log { job, reply }).await?;
+        if log.listeners() >= stream::AT_MOST {
+            return Err(Error::LimitsExceeded(format!(
+                "{} others listen to this job, which is the most; close a stream first",
+                stream::AT_MOST
+            )));
+        }
+        stream::open(&log, view).map_err(|error| Error::Internal(error.to_string()))
+    }
+
+    /// How two deployments differ in packages, read from them if need be.
+    pub async fn packages_between(&self, old: &str, new: &str) -> Result<Arc<Difference>, Error> {
+        let _attendance = self.attend();
+        let status = self.status();
+        let snapshot = status.snapshot().ok_or(Error::NotBooted)?;
+        let named = |id: &str| {
+            let mut deployments = snapshot.deployments.iter();
+            let found = deployments.find(|deployment| deployment.id == id);
+            found.ok_or_else(|| Error::UnknownObject(format!("there is no deployment {id}")))
+        };
+        self.packages.between(named(old)?, named(new)?).await
+    }
+
+    /// Reads the configuration files again, and uses what they say.
+    pub async fn reload(&self) -> Result<(), Error> {
+        let root = self.root.clone();
+        let load = move || config::load(&root).map_err(|error| error.to_string());
+        let loaded = tokio::task::spawn_blocking(load).await;
+        let loaded = loaded.map_err(|error| Error::Internal(error.to_string()))?;
+        self.ask(|reply| Command::Reload { loaded, reply }).await
     }
 
     /// Whether the task still takes commands: what the watchdog asks.

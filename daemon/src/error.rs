@@ -8,7 +8,7 @@ use osteward_dbus::Error as Bus;
 use crate::jobs::{Fact, Facts};
 use crate::state::Refused;
 use crate::sysroot::Snapshot;
-use crate::{image, import, observe, record, sysroot};
+use crate::{image, import, observe, packages, record, sysroot};
 
 /// What whoever asks for an update while a rollback is queued is told.
 pub(crate) const ROLLBACK_PENDING: &str = "a rollback is queued and an update would take its place; \
@@ -34,7 +34,7 @@ pub enum Error {
     Logind(#[from] observe::logind::Error),
     /// The host's service manager.
     #[error(transparent)]
-    Systemd(#[from] observe::systemd::Error),
+    Systemd(#[from] observe::systemd::NotArmed),
     /// Not booted by ostree.
     #[error("this host was not booted by ostree; osteward only works on an image-based host")]
     NotBooted,
@@ -59,6 +59,14 @@ pub enum Error {
     /// On the quarantine list.
     #[error("{0}")]
     Quarantined(String),
+    /// A container image that the host's image is bound to.
+    #[error("bound image {image}: {reason}")]
+    BoundImage {
+        /// Its name.
+        image: String,
+        /// podman's words.
+        reason: String,
+    },
     /// The signature cannot be accepted.
     #[error("{0}")]
     SignatureRejected(String),
@@ -83,6 +91,12 @@ pub enum Error {
     /// No such object.
     #[error("{0}")]
     UnknownObject(String),
+    /// There are as many as there can be.
+    #[error("{0}")]
+    LimitsExceeded(String),
+    /// The caller has nothing to do with it.
+    #[error("{0}")]
+    NotYours(String),
     /// A part of the daemon broke.
     #[error("internal error: {0}")]
     Internal(String),
@@ -142,14 +156,18 @@ impl Error {
 
     /// What `Job.Result` says beside the error: how much room was missing, and where.
     pub fn facts(&self) -> Facts {
-        match self {
-            Error::Import(import::Error::NoSpace { need, have, where_ }) => vec![
-                ("need", Fact::Number(*need)),
-                ("have", Fact::Number(*have)),
-                ("where", Fact::Text(where_.clone())),
-            ],
-            _ => Facts::new(),
-        }
+        let (need, have, place) = match self {
+            Error::Import(import::Error::NoSpace { need, have, where_ }) => (need, have, where_),
+            Error::Sysroot(sysroot::Error::NoSpace {
+                need, have, place, ..
+            }) => (need, have, place),
+            _ => return Facts::new(),
+        };
+        vec![
+            ("need", Fact::Number(*need)),
+            ("have", Fact::Number(*have)),
+            ("where", Fact::Text(place.clone())),
+        ]
     }
 
     /// The same failure as it travels over the bus.
@@ -171,12 +189,15 @@ impl Error {
             Error::StagedPending(_) => Bus::StagedPending(text),
             Error::NoRollback(_) => Bus::NoRollback(text),
             Error::Quarantined(_) => Bus::Quarantined(text),
+            Error::BoundImage { .. } => Bus::RegistryError(text),
             Error::SignatureRejected(_) => Bus::SignatureRejected(text),
             Error::Inhibited(_) => Bus::Inhibited(text),
             Error::InvalidArgs(_) => Bus::InvalidArgs(text),
             Error::Cancelled => Bus::Cancelled(text),
             Error::TooLate(_) => Bus::TooLate(text),
             Error::UnknownObject(_) => Bus::UnknownObject(text),
+            Error::LimitsExceeded(_) => Bus::LimitsExceeded(text),
+            Error::NotYours(_) => Bus::AccessDenied(text),
             Error::Internal(_) => Bus::Failed(text),
         }
     }
@@ -188,7 +209,7 @@ fn sysroot_to_bus(error: &sysroot::Error, text: String) -> Bus {
         sysroot::Error::Locked(_) | sysroot::Error::Importing(_) => Bus::SysrootLocked(text),
         sysroot::Error::ReadOnly(_) => Bus::SysrootReadOnly(text),
         sysroot::Error::NoDeployment(_) => Bus::NoRollback(text),
-        sysroot::Error::NoSpace(_) => Bus::NoSpace(text),
+        sysroot::Error::NoSpace { .. } => Bus::NoSpace(text),
         sysroot::Error::Image(_) => Bus::ImageInvalid(text),
         sysroot::Error::CannotLock(_) => Bus::NotSupported(text),
         sysroot::Error::Cancelled => Bus::Cancelled(text),
@@ -199,7 +220,11 @@ fn sysroot_to_bus(error: &sysroot::Error, text: String) -> Bus {
 fn image_to_bus(error: &image::Error, text: String) -> Bus {
     match error {
         image::Error::Auth { .. } => Bus::RegistryAuth(text),
-        image::Error::Unreachable { .. } => Bus::RegistryUnreachable(text),
+        image::Error::Unreachable { .. } | image::Error::Unavailable { .. } => {
+            Bus::RegistryUnreachable(text)
+        }
+        image::Error::Untrusted { .. } => Bus::RegistryError(text),
+        image::Error::Proxy { .. } => Bus::ConfigInvalid(text),
         image::Error::NotFound { .. } => Bus::ImageNotFound(text),
         image::Error::DigestGone { .. } => Bus::DigestGone(text),
         image::Error::DigestMismatch { .. } => Bus::DigestMismatch(text),
@@ -208,6 +233,8 @@ fn image_to_bus(error: &image::Error, text: String) -> Bus {
         image::Error::Reference { .. } => Bus::InvalidArgs(text),
         image::Error::Io { .. } => Bus::ImageNotFound(text),
         image::Error::NotSupported { .. } => Bus::NotSupported(text),
+        image::Error::NoSpace { .. } => Bus::NoSpace(text),
+        image::Error::Tool { .. } => Bus::RegistryError(text),
         image::Error::Cancelled => Bus::Cancelled(text),
     }
 }
@@ -219,6 +246,13 @@ fn import_to_bus(error: &import::Error, text: String) -> Bus {
         | import::Error::DigestMismatch { .. }
         | import::Error::DiffIdMismatch { .. } => Bus::ImageInvalid(text),
         import::Error::NoSpace { .. } => Bus::NoSpace(text),
+        import::Error::Packages(error) => match error {
+            packages::Error::Malformed { .. } | packages::Error::TooLarge { .. } => {
+                Bus::ImageInvalid(text)
+            }
+            packages::Error::Unsupported { .. } => Bus::NotSupported(text),
+            packages::Error::Io { .. } => Bus::Failed(text),
+        },
         import::Error::Raced(_) => Bus::SysrootLocked(text),
         import::Error::Fetch(error) => image_to_bus(error, text),
         import::Error::Cancelled => Bus::Cancelled(text),

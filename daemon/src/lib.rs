@@ -17,6 +17,7 @@ pub mod error;
 pub mod etc;
 pub mod image;
 pub mod import;
+pub mod inhibit;
 pub mod jobs;
 pub mod kargs;
 pub mod lifetime;

@@ -1,8 +1,8 @@
 //! How long the daemon stays: idle exit, watchdog, orderly end of the jobs.
 //!
-//! Owns what counts as being needed: a job that runs or can still be read, a call that
-//! waits for its authorisation, or a message within the idle time. Invariant: the watchdog
-//! is only fed while the engine answers.
+//! Owns what counts as being needed: a job that waits, runs or can still be read, a call that
+//! waits for its authorisation, an inhibitor, or a message within the idle time. Invariant:
+//! the watchdog is only fed while the engine answers.
 
 use std::time::Duration;
 
@@ -10,7 +10,10 @@ use futures_util::StreamExt;
 use tokio::time::Instant;
 use zbus::{Connection, MessageStream, message};
 
-use crate::engine::{Engine, Look};
+use crate::engine::{Engine, Look, Order};
+
+/// The daemon itself, as one who cancels.
+const OWN_UID: u32 = 0;
 
 /// Waits until the deployments were looked at once, whatever came out, or for `patience`.
 pub async fn first_look(engine: &Engine, patience: Duration) {
@@ -21,35 +24,44 @@ pub async fn first_look(engine: &Engine, patience: Duration) {
     }
 }
 
-/// Returns when there has been no job and no call for `timeout`; never if it is zero.
-pub async fn until_idle(connection: &Connection, engine: &Engine, timeout: Duration) {
-    if timeout.is_zero() {
-        return std::future::pending().await;
-    }
+/// Returns when there has been no job, no inhibitor and no call for the configured time;
+/// never while that is zero.
+pub async fn until_idle(connection: &Connection, engine: &Engine) {
     let mut messages = MessageStream::from(connection);
     let mut status = engine.watch();
-    let mut deadline = Instant::now() + timeout;
+    let later = || {
+        let timeout = engine.status().idle_timeout;
+        (!timeout.is_zero()).then(|| Instant::now() + timeout)
+    };
+    let mut deadline = later();
     loop {
         tokio::select! {
             message = messages.next() => match message {
                 Some(Ok(message)) if message.message_type() == message::Type::MethodCall => {
-                    deadline = Instant::now() + timeout;
+                    deadline = later();
                 }
                 Some(_) => {}
                 // The bus is gone, and with it everybody who could call.
                 None => return,
             },
             changed = status.changed() => match changed {
-                Ok(()) => deadline = Instant::now() + timeout,
+                Ok(()) => deadline = later(),
                 Err(_) => return,
             },
-            () = tokio::time::sleep_until(deadline) => {
+            () = sleep_until(deadline) => {
                 if !engine.is_needed() {
                     return;
                 }
-                deadline = Instant::now() + timeout;
+                deadline = later();
             }
         }
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -67,20 +79,25 @@ pub async fn feed_watchdog(engine: Engine) {
     }
 }
 
-/// Cancels what runs and waits until it has ended, so that transactions are closed.
+/// Cancels what waits and what runs, and waits until it has ended, so that transactions are
+/// closed.
 pub async fn stop_jobs(engine: &Engine, patience: Duration) {
-    let running: Vec<_> = engine
+    let mut jobs: Vec<_> = engine
         .status()
         .jobs
         .iter()
         .filter(|(_, view)| !view.borrow().state.is_final())
         .map(|(id, view)| (*id, view.clone()))
         .collect();
+    // Those that wait go first: they would begin when those before them end.
+    jobs.sort_by_key(|(_, view)| view.borrow().is_at_work());
     let ended = async {
-        for (id, mut view) in running {
-            if let Err(error) = engine.cancel(id).await {
+        for (id, _) in &jobs {
+            if let Err(error) = engine.tell(*id, Order::Cancel, OWN_UID).await {
                 tracing::info!(%error, "a job is left to end by itself");
             }
+        }
+        for (_, mut view) in jobs {
             // An error means that the engine has forgotten it, which is an end too.
             let _ = view.wait_for(|view| view.state.is_final()).await;
         }

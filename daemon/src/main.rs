@@ -85,7 +85,6 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
             (Err(error.to_string()), Vec::new())
         }
     };
-    let idle_timeout = config.clone().unwrap_or_default().idle_timeout;
     let connection = connect(arguments.bus.as_deref()).await?;
     let sysroot = Sysroot::spawn(Path::new("/")).context("cannot start the sysroot thread")?;
     let (notices, changes) = mpsc::channel(1);
@@ -95,13 +94,22 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
     });
     let logind = Logind::new(connection.clone());
+    let systemd = Systemd::new(connection.clone());
+    // Asked once; it is there before anything else.
+    if tokio::time::timeout(LAST_CALLS, systemd.version())
+        .await
+        .is_err()
+    {
+        tracing::debug!("systemd does not say its version");
+    }
     let parts = Parts {
         sysroot,
+        root: PathBuf::from("/"),
         config,
         warnings,
         os: os_release(),
         logind: logind.clone(),
-        systemd: Systemd::new(connection.clone()),
+        systemd,
         state_directory: directory("STATE_DIRECTORY", "/var/lib/osteward"),
         runtime_directory: directory("RUNTIME_DIRECTORY", "/run/osteward"),
     };
@@ -122,7 +130,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
             .await
             .context("cannot own the bus name")?;
         report::notify(&[sd_notify::NotifyState::Ready]).await;
-        let stop = serve_until_idle(&connection, &engine, idle_timeout, &mut signals).await;
+        let stop = serve_until_idle(&connection, &engine, &mut signals).await;
         report::notify(&[sd_notify::NotifyState::Stopping]).await;
         if stop {
             lifetime::stop_jobs(&engine, STOP_JOBS).await;
@@ -159,14 +167,13 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
 async fn serve_until_idle(
     connection: &Connection,
     engine: &Engine,
-    timeout: Duration,
     signals: &mut [Signal; 2],
 ) -> bool {
     let [terminate, interrupt] = signals;
     tokio::select! {
         _ = terminate.recv() => true,
         _ = interrupt.recv() => true,
-        () = lifetime::until_idle(connection, engine, timeout) => false,
+        () = lifetime::until_idle(connection, engine) => false,
     }
 }
 

@@ -1,8 +1,8 @@
 //! What must be remembered and cannot be derived: the files in `/var/lib/osteward`.
 //!
 //! Owns the quarantine: digests that a rollback left behind and that are not staged
-//! again by themselves. `/var` is shared by all deployments of a stateroot, so the
-//! record survives the rollback it is about. Invariants: a file is replaced whole
+//! again by themselves; the [`history`]; and the [`last_check`]. `/var` is shared by all
+//! deployments of a stateroot, so a record survives the rollback it is about. Invariants: a file is replaced whole
 //! (write, fsync, rename, fsync of the directory) and carries `schema`; a file of a newer
 //! schema, or one that cannot be read, is an error and never overwritten.
 
@@ -11,6 +11,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+pub mod history;
+pub mod inventories;
+pub mod last_check;
 
 const SCHEMA: u32 = 1;
 

@@ -78,7 +78,7 @@ pub async fn follow(engine: Engine) {
             let running = status
                 .jobs
                 .iter()
-                .find(|(_, view)| !view.borrow().state.is_final());
+                .find(|(_, view)| view.borrow().is_at_work());
             running.map(|(_, view)| view.clone())
         };
         let line = match &mut job {

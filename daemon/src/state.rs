@@ -47,8 +47,10 @@ pub enum Command {
     Apply,
     /// Remove what is not needed.
     Discard,
-    /// Lock, unlock, pin or remove one deployment.
+    /// Lock, unlock, pin or remove one deployment, or change the running one.
     Manage,
+    /// Stage what boots next once more, with other kernel arguments.
+    SetKernelArguments,
 }
 
 /// Why not.
@@ -91,10 +93,13 @@ pub fn next(state: State, command: Command) -> Result<State, Refused> {
             Err(Refused::Busy)
         }
         (S::Working, C::CancelRollback | C::Apply | C::Discard | C::Manage) => Err(Refused::Busy),
+        (S::Working, C::SetKernelArguments) => Err(Refused::Busy),
 
         // Whoever went back must not find a newer image at the next boot instead.
-        (S::RollbackQueued, C::Upgrade | C::Switch) => Err(Refused::RollbackPending),
-        (S::Unknown | S::Idle | S::Staged, C::Upgrade | C::Switch)
+        (S::RollbackQueued, C::Upgrade | C::Switch | C::SetKernelArguments) => {
+            Err(Refused::RollbackPending)
+        }
+        (S::Unknown | S::Idle | S::Staged, C::Upgrade | C::Switch | C::SetKernelArguments)
         | (
             S::Unknown | S::Idle | S::Staged | S::RollbackQueued,
             C::Download | C::Discard | C::Manage,
@@ -163,6 +168,7 @@ mod tests {
             C::Apply,
             C::Discard,
             C::Manage,
+            C::SetKernelArguments,
         ] {
             assert_eq!(next(S::Working, command), Err(Refused::Busy), "{command:?}");
         }
@@ -191,6 +197,7 @@ mod tests {
             C::Apply,
             C::Discard,
             C::Manage,
+            C::SetKernelArguments,
         ] {
             assert_eq!(next(S::NotBooted, command), Err(Refused::NotBooted));
             assert_eq!(next(S::Broken, command), Err(Refused::Broken));
@@ -212,6 +219,12 @@ mod tests {
             (S::Idle, C::CancelRollback, Err(Refused::NotQueued)),
             (S::RollbackQueued, C::Upgrade, Err(Refused::RollbackPending)),
             (S::RollbackQueued, C::Switch, Err(Refused::RollbackPending)),
+            (
+                S::RollbackQueued,
+                C::SetKernelArguments,
+                Err(Refused::RollbackPending),
+            ),
+            (S::Staged, C::SetKernelArguments, Ok(S::Working)),
             (S::RollbackQueued, C::Download, Ok(S::Working)),
             (S::Idle, C::Apply, Err(Refused::NothingToApply)),
             (S::Staged, C::Apply, Ok(S::Working)),
@@ -233,6 +246,7 @@ mod tests {
                 C::Apply,
                 C::Discard,
                 C::Manage,
+                C::SetKernelArguments,
             ] {
                 if let Ok(after) = next(state, command) {
                     assert!(after == S::Working || (after == state && command == C::Check));

@@ -3,171 +3,25 @@
 
 #[cfg(test)]
 mod contract {
+    mod served;
+
     use std::collections::{BTreeSet, HashMap};
-    use std::os::unix::net::UnixStream;
-    use std::sync::{Arc, Mutex};
+    use std::os::fd::AsFd as _;
 
     use futures_util::StreamExt;
     use osteward_dbus::options::*;
-    use osteward_dbus::types::{DeploymentInfo, UpdateInfo};
+    use osteward_dbus::types::{InhibitorInfo, from_dict};
     use osteward_dbus::{
         DeploymentProxy, Error, HOST_PATH, HostProxy, INTERFACES, JobProxy, MANAGER_PATH,
         ManagerProxy, UpdateProxy,
     };
-    use ostewardd::engine::{Caller, Engine, JobId, JobView, OsRelease, Parts, RunState};
-    use ostewardd::jobs::progress::{Progress, phases};
-    use ostewardd::observe::logind::Logind;
-    use ostewardd::observe::systemd::Systemd;
     use ostewardd::service;
-    use ostewardd::sysroot::Sysroot;
-    use tokio::sync::{mpsc, watch};
-    use zbus::message::Type;
+    use zbus::Connection;
     use zbus::object_server::SignalEmitter;
     use zbus::proxy::CacheProperties;
-    use zbus::{Connection, MessageStream, connection};
     use zbus_xml::{ArgDirection, Interface, Node};
 
-    const DEPLOYMENT: &str = "/org/osteward1/deployment/d_0_0";
-    const UPDATE: &str = "/org/osteward1/update/sha256_0";
-    const JOB: &str = "/org/osteward1/job/1";
-
-    fn deployment() -> DeploymentInfo {
-        DeploymentInfo {
-            id: "d_0_0".into(),
-            checksum: "0".repeat(64),
-            serial: 0,
-            stateroot: "default".into(),
-            state: "booted".into(),
-            booted: true,
-            staged: false,
-            pinned: false,
-            locked: false,
-            image: String::new(),
-            digest: String::new(),
-            version: String::new(),
-            timestamp: 0,
-            labels: HashMap::new(),
-            layers: 0,
-            size_bytes: 0,
-            kernel_version: String::new(),
-            kernel_arguments: vec![],
-        }
-    }
-
-    fn update() -> UpdateInfo {
-        UpdateInfo {
-            digest: String::new(),
-            index_digest: String::new(),
-            image: String::new(),
-            version: String::new(),
-            architecture: String::new(),
-            timestamp: 0,
-            labels: HashMap::new(),
-            annotations: HashMap::new(),
-            state: String::new(),
-            direction: String::new(),
-            download_size: 0,
-            total_size: 0,
-            layers_total: 0,
-            layers_missing: 0,
-        }
-    }
-
-    fn job() -> JobView {
-        JobView {
-            id: JobId(1),
-            kind: "upgrade",
-            state: RunState::Running,
-            reading: Progress::new(phases::UPGRADE).read(),
-            rate: 0,
-            error: None,
-            facts: vec![],
-            created_at: 0,
-            finished_at: None,
-            caller: Caller::default(),
-            sequence: 1,
-        }
-    }
-
-    /// The real engine on a host without ostree, with one object of every interface.
-    struct Served {
-        server: Connection,
-        client: Connection,
-        called: Arc<Mutex<BTreeSet<(String, String)>>>,
-        _directory: tempfile::TempDir,
-    }
-
-    async fn served() -> Served {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let guid = zbus::Guid::generate();
-        let server = connection::Builder::unix_stream(ours)
-            .server(guid)
-            .p2p()
-            .build();
-        let client = connection::Builder::unix_stream(theirs).p2p().build();
-        let (server, client) = tokio::try_join!(server, client).unwrap();
-        // Answers with an error when the daemon asks this side for logind.
-        client.object_server();
-        let directory = tempfile::tempdir().unwrap();
-        let parts = Parts {
-            sysroot: Sysroot::spawn(directory.path()).unwrap(),
-            config: Ok(ostewardd::config::Config::default()),
-            warnings: vec![],
-            os: OsRelease::default(),
-            logind: Logind::new(server.clone()),
-            systemd: Systemd::new(server.clone()),
-            state_directory: directory.path().join("state"),
-            runtime_directory: directory.path().join("run"),
-        };
-        let engine = Engine::spawn(parts, mpsc::channel(1).1);
-        let called = record_calls(&server);
-        let publisher = service::serve(&server, engine.clone(), Logind::new(server.clone()))
-            .await
-            .unwrap();
-        let objects = server.object_server();
-        let job = service::Job::new(engine.clone(), watch::channel(job()).1);
-        objects.at(JOB, job).await.unwrap();
-        let record = watch::channel(deployment()).1;
-        objects
-            .at(
-                DEPLOYMENT,
-                service::Deployment::new(record, engine, publisher),
-            )
-            .await
-            .unwrap();
-        objects
-            .at(UPDATE, service::Update::new(watch::channel(update()).1))
-            .await
-            .unwrap();
-        Served {
-            server,
-            client,
-            called,
-            _directory: directory,
-        }
-    }
-
-    fn record_calls(server: &Connection) -> Arc<Mutex<BTreeSet<(String, String)>>> {
-        let called = Arc::new(Mutex::new(BTreeSet::new()));
-        let (record, mut messages) = (called.clone(), MessageStream::from(server));
-        tokio::spawn(async move {
-            while let Some(Ok(message)) = messages.next().await {
-                if message.message_type() != Type::MethodCall {
-                    continue;
-                }
-                let header = message.header();
-                let interface = header.interface().unwrap().to_string();
-                let member = header.member().unwrap().to_string();
-                let property = (interface == "org.freedesktop.DBus.Properties" && member == "Get")
-                    .then(|| message.body().deserialize::<(String, String)>().unwrap());
-                record
-                    .lock()
-                    .unwrap()
-                    .insert(property.unwrap_or((interface, member)));
-            }
-        });
-        called
-    }
+    use self::served::{DEPLOYMENT, JOB, UPDATE, served};
 
     fn in_contract(name: &str) -> Interface<'static> {
         let (_, xml) = INTERFACES
@@ -282,8 +136,11 @@ mod contract {
             .build()
             .await
             .unwrap();
-        read!(manager, version api_version features busy active_job config_warnings);
-        assert_eq!(manager.list_jobs(&NoOptions {}).await.unwrap(), vec![]);
+        read!(manager, version api_version features busy active_job inhibitors config_warnings);
+        let all = ListJobsOptions::default();
+        assert_eq!(manager.list_jobs(&all).await.unwrap(), vec![]);
+        assert_eq!(manager.get_history(0, &NoOptions {}).await.unwrap(), vec![]);
+        manager.reload_config().await.unwrap();
         let host = HostProxy::builder(client)
             .cache_properties(no)
             .build()
@@ -291,16 +148,20 @@ mod contract {
             .unwrap();
         read!(host, booted_deployment staged_deployment default_deployment rollback_deployment
         rollback_queued deployments stateroot os_name os_version boot_digest tracking update_state
-        update last_check reboot_required);
+        update last_check last_finalize reboot_required kernel_arguments);
         host.status(&NoOptions {}).await.unwrap();
         let deployment = DeploymentProxy::builder(client).path(DEPLOYMENT);
         let deployment = deployment.cache_properties(no).build().await.unwrap();
         read!(deployment, id checksum serial stateroot state booted staged pinned locked image digest
-        version timestamp labels layers size_bytes kernel_version kernel_arguments);
+        version timestamp labels layers size_bytes kernel_version kernel_arguments
+        soft_reboot_capable unlocked
+        warnings);
         let update = UpdateProxy::builder(client).path(UPDATE);
         let update = update.cache_properties(no).build().await.unwrap();
         read!(update, digest index_digest image version architecture timestamp labels annotations state
-        direction download_size total_size layers_total layers_missing);
+        direction download_size total_size layers_total layers_missing kernel_version diff_level);
+        let (diff, total) = update.get_package_diff(0, 0, &NoOptions {}).await.unwrap();
+        assert_eq!((diff.len(), total), (0, 0));
         let job = JobProxy::builder(client)
             .path(JOB)
             .cache_properties(no)
@@ -308,13 +169,49 @@ mod contract {
             .await
             .unwrap();
         read!(job, kind state phase phase_index phase_count fraction bytes_done bytes_total bytes_cached
-        layers_done layers_total active_layers rate eta message cancellable error result target
-        created_at finished_at started_by_uid started_by_label sequence);
+        layers_done layers_total active_layers rate eta message cancellable paused background blocked_by
+        error result target created_at started_at finished_at started_by_uid started_by_label sequence);
         // The engine does not know this job: the object is the test's own.
-        assert!(matches!(
-            job.cancel(&NoOptions {}).await,
-            Err(Error::UnknownObject(_))
-        ));
+        let no = NoOptions {};
+        let answers = [
+            job.cancel(&no).await,
+            job.pause(&no).await,
+            job.resume(&no).await,
+            job.adopt(&no).await,
+            job.release().await,
+            job.get_log(&no).await.map(drop),
+            job.stream_events(&no).await.map(drop),
+        ];
+        for answer in answers {
+            assert!(matches!(answer, Err(Error::UnknownObject(_))), "{answer:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_inhibitor_is_listed_until_its_descriptor_is_closed() {
+        let served = served().await;
+        let manager = ManagerProxy::builder(&served.client)
+            .cache_properties(CacheProperties::No)
+            .build()
+            .await
+            .unwrap();
+        let apply = InhibitOptions {
+            what: Some("apply".into()),
+        };
+        let held = manager.inhibit("me", "because", &apply).await.unwrap();
+        let listed = manager.inhibitors().await.unwrap();
+        let one: InhibitorInfo = from_dict(&listed[0]).unwrap();
+        let said = (one.what.as_str(), one.who.as_str(), one.why.as_str());
+        assert_eq!(said, ("apply", "me", "because"));
+        assert!(listed.len() == 1 && one.since > 0);
+        let mut changes = manager.receive_inhibitors_changed().await;
+        drop(held);
+        // The first one told may be the holding.
+        while !manager.inhibitors().await.unwrap().is_empty() {
+            changes.next().await.unwrap();
+        }
+        let refused = manager.inhibit("", "", &apply).await;
+        assert!(matches!(refused, Err(Error::InvalidArgs(_))), "{refused:?}");
     }
 
     /// On a host without ostree every operation says so, by name.
@@ -330,13 +227,34 @@ mod contract {
             host.upgrade(&UpgradeOptions::default()).await,
             host.switch("example.org/os:1", &UpgradeOptions::default())
                 .await,
+            host.import_archive(
+                std::fs::File::open("/").unwrap().as_fd().into(),
+                &ImportArchiveOptions::default(),
+            )
+            .await,
             host.rollback(&RollbackOptions::default()).await,
             host.cancel_rollback(&CancelRollbackOptions::default())
                 .await,
             host.apply(&ApplyOptions::default()).await,
             host.discard(&["cache"], &DiscardOptions::default()).await,
+            host.set_kernel_arguments(
+                &["quiet".to_owned()],
+                &[],
+                &[],
+                &SetKernelArgumentsOptions::default(),
+            )
+            .await,
+            host.simulate(&SimulateOptions::default()).await,
+            host.usr_overlay(&UsrOverlayOptions::default()).await,
             deployment.set_locked(true, &ManageOptions::default()).await,
+            deployment.set_pinned(true, &ManageOptions::default()).await,
+            deployment.remove(&ManageOptions::default()).await,
         ];
+        let changes = host.diff_etc(&DiffEtcOptions::default()).await;
+        assert!(matches!(changes, Err(Error::NotBooted(_))), "{changes:?}");
+        let other = zbus::ObjectPath::try_from(DEPLOYMENT).unwrap();
+        let packages = deployment.diff_packages(&other, &NoOptions {}).await;
+        assert!(matches!(packages, Err(Error::NotBooted(_))), "{packages:?}");
         for answer in answers {
             match answer {
                 Err(Error::NotBooted(_)) => {}
@@ -366,6 +284,9 @@ mod contract {
     async fn the_proxies_reach_every_member() {
         let served = served().await;
         read_everything(&served.client).await;
+        let manager = ManagerProxy::new(&served.client).await.unwrap();
+        let idle = InhibitOptions::default();
+        drop(manager.inhibit("me", "because", &idle).await.unwrap());
         ask_for_everything(&served.client).await;
         let called = served.called.lock().unwrap().clone();
         let mut unreached = Vec::new();
@@ -463,6 +384,8 @@ mod contract {
             ("Upgrade", "digest", zbus::Variant::from(7u32)),
             ("Upgrade", "digest", zbus::Variant::from("sha256:12")),
             ("Upgrade", "apply", zbus::Variant::from("maybe")),
+            ("Apply", "mode", zbus::Variant::from("none")),
+            ("DiffEtc", "deployment", zbus::Variant::from("/")),
             ("Status", "verbose", zbus::Variant::from(true)),
             (
                 "Check",
@@ -477,6 +400,22 @@ mod contract {
             );
         }
         let host = HostProxy::new(&served.client).await.unwrap();
+        for wrong in ["", "a b", "ostree=/x", "a\nb", "=1"] {
+            let (wrong, no) = ([wrong.to_owned()], []);
+            let options = SetKernelArgumentsOptions::default();
+            for (append, replace, delete) in [
+                (&wrong[..], &no[..], &no[..]),
+                (&no, &wrong, &no),
+                (&no, &no, &wrong),
+            ] {
+                let answer = host.set_kernel_arguments(append, replace, delete, &options);
+                let error = answer.await.unwrap_err();
+                assert!(
+                    matches!(error, Error::InvalidArgs(_)),
+                    "{wrong:?}: {error:?}"
+                );
+            }
+        }
         for image in [
             "",
             "fedora",

@@ -8,37 +8,43 @@ mod layering {
     const MAY_NAME: &[(&str, &[&str])] = &[
         ("config", &[]),
         ("state", &[]),
-        ("record", &[]),
+        ("record", &["packages"]),
+        ("inhibit", &[]),
         ("kargs", &[]),
         ("etc", &[]),
         ("observe", &[]),
         ("packages", &[]),
         ("image", &[]),
-        ("import", &["image"]),
-        ("sysroot", &["image"]),
+        ("import", &["etc", "image", "kargs", "packages"]),
+        ("sysroot", &["image", "kargs"]),
         (
             "error",
             &[
-                "image", "import", "jobs", "observe", "record", "state", "sysroot",
+                "image", "import", "jobs", "observe", "packages", "record", "state", "sysroot",
             ],
         ),
         (
             "jobs",
             &[
-                "config", "error", "image", "import", "observe", "record", "state", "sysroot",
+                "config", "error", "etc", "image", "import", "inhibit", "kargs", "observe",
+                "packages", "record", "state", "sysroot",
             ],
         ),
         (
             "engine",
             &[
-                "config", "error", "image", "jobs", "observe", "record", "state", "sysroot",
+                "config", "error", "image", "inhibit", "jobs", "observe", "packages", "record",
+                "state", "sysroot",
             ],
         ),
         ("report", &["engine"]),
         ("lifetime", &["engine", "report"]),
         (
             "service",
-            &["engine", "image", "jobs", "observe", "sysroot"],
+            &[
+                "engine", "etc", "image", "inhibit", "jobs", "kargs", "observe", "packages",
+                "sysroot",
+            ],
         ),
         ("lib", &[]),
         (
@@ -57,6 +63,8 @@ mod layering {
         ("ostree", &["sysroot", "import"]),
         ("reqwest", &["image"]),
         ("oci_client", &["image"]),
+        ("oci_spec", &["image"]),
+        ("rustls", &["image"]),
     ];
 
     fn sources(directory: &Path, found: &mut Vec<PathBuf>) {

@@ -89,7 +89,7 @@ errors! {
     SignatureRejected = "org.osteward1.Error.SignatureRejected";
     /// The registry wants other credentials.
     RegistryAuth = "org.osteward1.Error.RegistryAuth";
-    /// No connection to the registry, or it broke.
+    /// No connection to the registry, or it broke, or the registry is overloaded.
     RegistryUnreachable = "org.osteward1.Error.RegistryUnreachable";
     /// The registry answered with something that makes no sense.
     RegistryError = "org.osteward1.Error.RegistryError";
@@ -123,6 +123,8 @@ errors! {
     InteractiveAuthorizationRequired = "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired";
     /// The object is not there (any more), such as a job that was forgotten.
     UnknownObject = "org.freedesktop.DBus.Error.UnknownObject";
+    /// There are as many queued jobs, inhibitors or streams as there can be.
+    LimitsExceeded = "org.freedesktop.DBus.Error.LimitsExceeded";
 }
 
 impl std::fmt::Display for Error {

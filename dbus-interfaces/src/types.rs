@@ -50,7 +50,8 @@ record! {
         pinned: bool,
         /// Whether a staged deployment is kept from finalization.
         locked: bool,
-        /// The container image it came from, as in the origin file; empty if none.
+        /// The container image it came from, as in the origin file, or the branch of an ostree
+        /// remote; empty if none.
         image: String,
         /// Digest of the platform manifest; empty if it is not from a container image.
         digest: String,
@@ -66,8 +67,14 @@ record! {
         size_bytes: u64,
         /// The directory name under `/usr/lib/modules`; empty if unknown.
         kernel_version: String,
-        /// The kernel command line of the boot entry.
+        /// The kernel command line of the boot entry, or of the one that it will have.
         kernel_arguments: Vec<String>,
+        /// Whether it can be reached without the kernel: `yes`, `no` or `unknown`.
+        soft_reboot_capable: String,
+        /// What makes its `/usr` writable: `none`, `development`, `hotfix` or `transient`.
+        unlocked: String,
+        /// What keeps it from being upgraded, a sentence each.
+        warnings: Vec<String>,
     }
 }
 
@@ -102,15 +109,51 @@ record! {
         layers_total: u32,
         /// Number of layers that are not in the repository.
         layers_missing: u32,
+        /// The release of its kernel; empty if unknown.
+        kernel_version: String,
+        /// How much is known of what changes: `none`, `layers`, `metadata` or `full`.
+        diff_level: String,
+    }
+}
+
+/// A package that is not the same, as `Update.GetPackageDiff` returns it: name; what happens,
+/// one of [`change`]; old version; new version; architecture; and `manager s`, `source s`,
+/// `old-size t`, `new-size t` as far as they are known.
+pub type PackageChange = (String, u32, String, String, String, Dict);
+
+/// A package that is not the same, as `Deployment.DiffPackages` returns it: name; what happens,
+/// in the words of [`change::name`]; old version; new version; architecture.
+pub type PackageMove = (String, String, String, String, String);
+
+/// What can happen to a package.
+pub mod change {
+    /// It is new.
+    pub const ADDED: u32 = 0;
+    /// It goes.
+    pub const REMOVED: u32 = 1;
+    /// Its version becomes higher.
+    pub const UPGRADED: u32 = 2;
+    /// Its version becomes lower.
+    pub const DOWNGRADED: u32 = 3;
+    /// It is another package of the same version.
+    pub const REBUILT: u32 = 4;
+
+    const NAMES: [&str; 5] = ["added", "removed", "upgraded", "downgraded", "rebuilt"];
+
+    /// `added`, `removed`, `upgraded`, `downgraded` or `rebuilt`; `changed` for what a newer
+    /// daemon may say.
+    pub fn name(change: u32) -> &'static str {
+        let index = usize::try_from(change).unwrap_or(usize::MAX);
+        NAMES.get(index).copied().unwrap_or("changed")
     }
 }
 
 record! {
     /// A running or finished job: the properties of `org.osteward1.Job`.
     JobInfo {
-        /// `check`, `download`, `upgrade`, `switch`, `rollback`, `cancel-rollback`, `apply` or `discard`.
+        /// `check`, `download`, `upgrade`, `switch`, `rollback`, `cancel-rollback`, `apply`, `discard`, `kargs`, `simulate`, ….
         kind: String,
-        /// `running`, `cancelling`, `succeeded`, `failed` or `cancelled`.
+        /// `queued`, `running`, `cancelling`, `succeeded`, `failed` or `cancelled`.
         state: String,
         /// `resolving`, `downloading`, `importing`, `merging`, `staging`, `bootloader`, `cleaning`, `rebooting`; empty before the first.
         phase: String,
@@ -140,6 +183,12 @@ record! {
         message: String,
         /// False from the point of no return on.
         cancellable: bool,
+        /// Somebody paused it.
+        paused: bool,
+        /// It gives way to jobs that somebody waits for.
+        background: bool,
+        /// The job before a queued one; `/` if there is none.
+        blocked_by: OwnedObjectPath,
         /// D-Bus error name and message; both empty unless the job failed.
         error: (String, String),
         /// What came out: `digest s`, `deployment o`, `changed b`, `reboot s`, `freed-bytes t`, …
@@ -148,7 +197,9 @@ record! {
         target: OwnedObjectPath,
         /// Microseconds since the epoch.
         created_at: u64,
-        /// Microseconds since the epoch; 0 while it runs.
+        /// Microseconds since the epoch; 0 before it began.
+        started_at: u64,
+        /// Microseconds since the epoch; 0 while it has not ended.
         finished_at: u64,
         /// The user who asked.
         started_by_uid: u32,
@@ -156,6 +207,60 @@ record! {
         started_by_label: String,
         /// Counts the changes; lets a client drop a stale read.
         sequence: u64,
+    }
+}
+
+record! {
+    /// A finished operation, as `Manager.GetHistory` returns it.
+    HistoryEntry {
+        /// The number of the job, the last element of its path; begins anew with each boot.
+        job: u64,
+        /// As `Job.Kind`.
+        kind: String,
+        /// `succeeded`, `failed`, `cancelled`, or `interrupted`: the daemon ended before the job.
+        state: String,
+        /// The image that was asked for, as in the origin file.
+        image: String,
+        /// The manifest digest that it was about; empty if it did not come to that.
+        digest: String,
+        /// The version that goes with it; empty if none.
+        version: String,
+        /// The digest that the next boot gave before; empty if that was no container image.
+        from_digest: String,
+        /// The digest that the next boot gave afterwards; empty alike, or if it was interrupted.
+        to_digest: String,
+        /// Whether anything was done.
+        changed: bool,
+        /// The user who asked.
+        started_by_uid: u32,
+        /// The name the client gave itself.
+        started_by_label: String,
+        /// The client's reason.
+        reason: String,
+        /// Microseconds since the epoch.
+        created_at: u64,
+        /// Microseconds since the epoch; of an interrupted one when that was found.
+        finished_at: u64,
+        /// D-Bus error name; empty unless it failed or was cancelled.
+        error_name: String,
+        /// The sentence for people.
+        error_message: String,
+    }
+}
+
+record! {
+    /// One who keeps the daemon from something, as in `Manager.Inhibitors`.
+    InhibitorInfo {
+        /// `idle` or `apply`.
+        what: String,
+        /// The name it gave itself.
+        who: String,
+        /// Its reason.
+        why: String,
+        /// The user it runs as.
+        uid: u32,
+        /// Microseconds since the epoch.
+        since: u64,
     }
 }
 
@@ -190,8 +295,13 @@ record! {
         update: OwnedObjectPath,
         /// `time t`, `ok b`, `error-name s`, `error-message s`, `digest s`; empty before the first check.
         last_check: Dict,
-        /// `none`, `reboot` or `unknown`: what gets the host into the default deployment.
+        /// `failed b`, `message s`, `time t`: whether the last finalization failed, and why.
+        last_finalize: Dict,
+        /// `none`, `soft-reboot`, `reboot` or `unknown`: what gets the host into the default
+        /// deployment.
         reboot_required: String,
+        /// The kernel command line of the booted deployment.
+        kernel_arguments: Vec<String>,
     }
 }
 

@@ -10,8 +10,9 @@ mod tests {
     use osteward_dbus::{
         Error, INTERFACES,
         options::{
-            ApplyOptions, CancelRollbackOptions, CheckOptions, Common, DiscardOptions,
-            DownloadOptions, NoOptions, RollbackOptions, UpgradeOptions,
+            ApplyOptions, CancelRollbackOptions, CheckOptions, Common, DiffEtcOptions,
+            DiscardOptions, DownloadOptions, NoOptions, RollbackOptions, SetKernelArgumentsOptions,
+            SimulateOptions, UpgradeOptions, UsrOverlayOptions,
         },
         types::{
             DeploymentInfo, Dict, HostInfo, JobInfo, Status, UpdateInfo, from_dict, property_name,
@@ -59,6 +60,9 @@ mod tests {
             size_bytes: 1 << 30,
             kernel_version: "6.1.0".into(),
             kernel_arguments: vec!["quiet".into()],
+            soft_reboot_capable: "no".into(),
+            unlocked: "none".into(),
+            warnings: vec!["it is layered".into()],
         }
     }
 
@@ -78,6 +82,8 @@ mod tests {
             total_size: 7,
             layers_total: 2,
             layers_missing: 1,
+            kernel_version: "6.1.1".into(),
+            diff_level: "full".into(),
         }
     }
 
@@ -99,10 +105,14 @@ mod tests {
             eta: 3,
             message: "Downloading".into(),
             cancellable: true,
+            paused: false,
+            background: true,
+            blocked_by: path("/"),
             error: (String::new(), String::new()),
             result: Dict::from([("changed".to_owned(), true.into())]),
             target: path("/org/osteward1/update/sha256_cd"),
             created_at: 1,
+            started_at: 2,
             finished_at: 0,
             started_by_uid: 1000,
             started_by_label: "test".into(),
@@ -126,7 +136,9 @@ mod tests {
             update_state: "idle".into(),
             update: path("/org/osteward1/update/sha256_cd"),
             last_check: Dict::new(),
+            last_finalize: Dict::new(),
             reboot_required: "none".into(),
+            kernel_arguments: vec!["quiet".into(), "ostree=/ostree/boot.1/x".into()],
         }
     }
 
@@ -323,7 +335,13 @@ mod tests {
     }
 
     /// Options that every job-making method has; the head of the Host document has them.
-    const COMMON: [&str; 2] = ["client-label", "reason"];
+    const COMMON: [&str; 5] = [
+        "client-label",
+        "reason",
+        "on-busy",
+        "background",
+        "priority",
+    ];
 
     fn text() -> Option<String> {
         Some("text".to_owned())
@@ -333,6 +351,9 @@ mod tests {
         Common {
             client_label: text(),
             reason: text(),
+            on_busy: text(),
+            background: Some(true),
+            priority: Some(1),
         }
     }
 
@@ -351,6 +372,8 @@ mod tests {
             digest: text(),
             allow_downgrade: Some(true),
             replace_staged: Some(true),
+            download_only: Some(true),
+            from_cache: Some(true),
             lock: Some(true),
             apply: text(),
             ..UpgradeOptions::default().with_common(common())
@@ -365,12 +388,29 @@ mod tests {
         let cancel = CancelRollbackOptions::default().with_common(common());
         let apply = ApplyOptions {
             digest: text(),
+            mode: text(),
             ignore_inhibitors: Some(true),
             ..ApplyOptions::default().with_common(common())
         };
         let discard = DiscardOptions {
             dry_run: Some(true),
             ..DiscardOptions::default().with_common(common())
+        };
+        let kargs = SetKernelArgumentsOptions {
+            expect: Some(vec!["quiet".into()]),
+            digest: text(),
+            ..SetKernelArgumentsOptions::default().with_common(common())
+        };
+        let simulate = SimulateOptions {
+            digest: text(),
+            ..SimulateOptions::default().with_common(common())
+        };
+        let overlay = UsrOverlayOptions {
+            read_only: Some(true),
+            ..UsrOverlayOptions::default().with_common(common())
+        };
+        let diff = DiffEtcOptions {
+            deployment: Some(path("/org/osteward1/deployment/d_0_0")),
         };
         [
             ("Check", to_dict(&check)),
@@ -380,6 +420,10 @@ mod tests {
             ("CancelRollback", to_dict(&cancel)),
             ("Apply", to_dict(&apply)),
             ("Discard", to_dict(&discard)),
+            ("SetKernelArguments", to_dict(&kargs)),
+            ("Simulate", to_dict(&simulate)),
+            ("UsrOverlay", to_dict(&overlay)),
+            ("DiffEtc", to_dict(&diff)),
         ]
         .map(|(method, keys)| (method, keys.unwrap().into_keys().collect()))
         .into()

@@ -15,8 +15,8 @@ use osteward_tests::image::{Compression, Layer};
 use osteward_tests::job::Listener;
 use osteward_tests::peer::connect_as;
 use osteward_tests::process::{binary_dir, run};
+use osteward_tests::relay::Relay;
 use osteward_tests::sandbox::UNPRIVILEGED_UID;
-use osteward_tests::throttle::Throttle;
 use zbus::fdo::{DBusProxy, PeerProxy, PropertiesProxy};
 use zbus::names::InterfaceName;
 
@@ -33,7 +33,7 @@ const BYTES_A_SECOND: u64 = 8 << 20;
 async fn main() -> Result<()> {
     let mut host = Host::boot()?;
     host.publish(&host.next_image("2", (0..LAYERS).map(heavy)))?;
-    let mut throttle = Throttle::between(&mut host)?;
+    let mut throttle = Relay::before(&mut host)?;
     throttle.pace(BYTES_A_SECOND);
     let connection = host.connect().await?;
     let mut listener = Listener::new(&connection).await?;
@@ -50,7 +50,7 @@ async fn main() -> Result<()> {
     processes(&host)?;
     let state = Host::job(&connection, &job).await?.state().await?;
     ensure!(state == "running", "the upgrade was over too early");
-    throttle.open();
+    throttle.resume();
     listener.end(&job).await?.succeeded()?;
     let daemon = host.daemon.as_ref().context("the daemon does not run")?;
     let peak = daemon.peak_rss_kib()?;

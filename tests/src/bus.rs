@@ -191,12 +191,14 @@ fn configuration(socket: &Path) -> String {
     <deny send_destination="org.freedesktop.DBus" send_interface="org.freedesktop.DBus"
           send_member="UpdateActivationEnvironment"/>
   </policy>
-  <!-- logind's part is played by the harness, or by nobody. -->
+  <!-- These parts are played by the harness, or by nobody. -->
   <policy user="root">
     <allow own="org.freedesktop.login1"/>
+    <allow own="org.freedesktop.systemd1"/>
   </policy>
   <policy context="default">
     <allow send_destination="org.freedesktop.login1"/>
+    <allow send_destination="org.freedesktop.systemd1"/>
   </policy>
 {includes}</busconfig>
 "#,

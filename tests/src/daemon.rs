@@ -206,14 +206,23 @@ impl Daemon {
             .context("no VmHWM in the process's status")
     }
 
-    /// Ends it at once, giving it no chance to tidy up.
+    /// Ends it at once, giving it no chance to tidy up; returns all that it has written.
     ///
     /// # Errors
     /// When it had ended by itself.
-    pub fn kill(mut self) -> Result<()> {
+    pub fn kill(mut self) -> Result<String> {
         signal(self.pid, "KILL")?;
         self.nsenter.wait()?;
-        Ok(())
+        self.finish_reading();
+        Ok(self.log())
+    }
+
+    /// Waits for the end of what it writes, which is its own.
+    fn finish_reading(&mut self) {
+        if let Some(reader) = self.reader.take() {
+            // The reader ends with the daemon's last file descriptor and cannot panic.
+            let _read = reader.join();
+        }
     }
 
     /// Asks it to end (SIGTERM, as systemd does) and waits; returns how it ended.
@@ -246,10 +255,7 @@ impl Drop for Daemon {
             let _killed = signal(pid, "KILL");
             let _ended = self.nsenter.wait();
         }
-        if let Some(reader) = self.reader.take() {
-            // The reader ends with the daemon's last file descriptor and cannot panic.
-            let _read = reader.join();
-        }
+        self.finish_reading();
         if std::thread::panicking() || std::env::var_os("OSTEWARD_TEST_LOG").is_some() {
             eprintln!("--- log of ostewardd ---\n{}---", self.log());
         }

@@ -3,7 +3,9 @@
 //! The booted image is version 1, imported by the oracle as bootc would have. Images are built
 //! in a layout and published to the registry under the tag that the host tracks.
 
-use anyhow::{Context, Result};
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
 use osteward_dbus::options::UpgradeOptions;
 use osteward_dbus::proxies::{HostProxy, JobProxy, ManagerProxy};
 use zbus::{Connection, OwnedObjectPath};
@@ -15,7 +17,7 @@ use crate::job::{Ended, Listener};
 use crate::oracle;
 use crate::process::{command, run};
 use crate::registry::Registry;
-use crate::sandbox::{FirstDeployment, Options, Sandbox};
+use crate::sandbox::{FirstDeployment, Options, STATEROOT, Sandbox};
 
 /// Everything that a whole-system test needs, in the order in which it ends.
 #[derive(Debug)]
@@ -103,6 +105,63 @@ impl Host {
         Ok(())
     }
 
+    /// Stops the daemon, lets `change` do something to the host, and starts the daemon again.
+    ///
+    /// # Errors
+    /// When the daemon does not end or start well, and those of `change`.
+    pub fn while_stopped(&mut self, change: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        if let Some(daemon) = self.daemon.take() {
+            ensure!(daemon.stop()?.success(), "the daemon did not end well");
+        }
+        change(self)?;
+        self.start_daemon()
+    }
+
+    /// Adds this text to the daemon's configuration. The daemon is started anew.
+    ///
+    /// # Errors
+    /// As [`Host::while_stopped`].
+    pub fn configure(&mut self, text: &str) -> Result<()> {
+        self.while_stopped(|host| {
+            let drop_ins = host.sandbox.inside("/etc/osteward/config.d")?;
+            fs::create_dir_all(&drop_ins)?;
+            fs::write(drop_ins.join("test.toml"), text).context("writing the configuration")
+        })
+    }
+
+    /// Lets the booted deployment track the image `name` from now on. The daemon is started anew.
+    ///
+    /// # Errors
+    /// As [`Host::while_stopped`]; when the deployment does not track the registry's image.
+    pub fn track(&mut self, name: &str) -> Result<()> {
+        self.while_stopped(|host| {
+            let before = host.registry.name("os:latest");
+            let booted = host.sandbox.booted()?;
+            let origin = format!(
+                "ostree/deploy/{STATEROOT}/deploy/{}.{}.origin",
+                booted.checksum, booted.serial
+            );
+            let origin = host.sandbox.sysroot().join(origin);
+            let text = fs::read_to_string(&origin).context("reading the origin file")?;
+            ensure!(text.contains(&before), "{before} is not in {text}");
+            fs::write(&origin, text.replace(&before, name)).context("writing the origin file")
+        })
+    }
+
+    /// Starts the daemon anew with these variables in its environment, and with those from before.
+    ///
+    /// # Errors
+    /// As [`Host::while_stopped`].
+    pub fn set_environment(&mut self, variables: &[(&str, &str)]) -> Result<()> {
+        self.while_stopped(|host| {
+            let variables = variables
+                .iter()
+                .map(|(name, value)| ((*name).into(), (*value).into()));
+            host.settings.environment.extend(variables);
+            Ok(())
+        })
+    }
+
     /// Kills the daemon without warning.
     ///
     /// # Errors
@@ -112,6 +171,7 @@ impl Host {
             .take()
             .context("the daemon does not run")?
             .kill()
+            .map(drop)
     }
 
     /// Stops the daemon, reboots, and starts the daemon again.

@@ -143,6 +143,27 @@ impl Listener {
         }
     }
 
+    /// Waits until the job says something that contains `words`; returns all of it.
+    ///
+    /// # Errors
+    /// When it ends before.
+    pub async fn wait_for_message(&mut self, job: &OwnedObjectPath, words: &str) -> Result<String> {
+        loop {
+            let message = self.next(job).await?;
+            match message.header().member().map(|member| member.as_str()) {
+                Some("Finished") => bail!("{job} ended before {words:?}: {:?}", message.body()),
+                Some("Progress") => {
+                    let changed: Dict = message.body().deserialize()?;
+                    let said = text(&changed, "Message")?;
+                    if let Some(said) = said.filter(|said| said.contains(words)) {
+                        return Ok(said);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// Waits for the end of a job.
     ///
     /// # Errors
@@ -201,7 +222,12 @@ fn advance(changed: &Dict, phases: &mut Vec<String>) -> Result<()> {
     let Some(phase) = text(changed, "Phase")? else {
         return Ok(());
     };
-    if phase.is_empty() || phases.last() == Some(&phase) {
+    if phase.is_empty() {
+        // It was paused, or made way, and begins anew.
+        phases.clear();
+        return Ok(());
+    }
+    if phases.last() == Some(&phase) {
         return Ok(());
     }
     let rank = |name: &str| PHASES.iter().position(|known| *known == name);

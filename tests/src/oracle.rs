@@ -101,14 +101,17 @@ pub fn write_base(scratch: &Path, layout: &Layout, tag: &str) -> Result<()> {
 /// # Errors
 /// With the oracle's words.
 pub fn encapsulate_base(repo: &Path, commit: &str, layout: &Path, tag: &str) -> Result<()> {
-    ask(&[
-        "encapsulate-base",
-        path_text(repo)?,
-        commit,
-        path_text(layout)?,
-        tag,
-    ])
-    .map(drop)
+    let (repo, layout) = (path_text(repo)?, path_text(layout)?);
+    ask(&["encapsulate-base", repo, commit, layout, tag]).map(drop)
+}
+
+/// As [`encapsulate_base`], with a layer for each directory's files instead of one for all.
+///
+/// # Errors
+/// With the oracle's words.
+pub fn encapsulate_chunked(repo: &Path, commit: &str, layout: &Path, tag: &str) -> Result<()> {
+    let (repo, layout) = (path_text(repo)?, path_text(layout)?);
+    ask(&["encapsulate-base", "--chunked", repo, commit, layout, tag]).map(drop)
 }
 
 /// Imports `image` (`docker://…`, `oci:…`) into `repo`, for a host that tracks it as such.
@@ -158,8 +161,9 @@ pub fn collect_layers(repo: &Path) -> Result<u32> {
 /// # Errors
 /// With the oracle's words.
 pub fn prune(sysroot: &Path) -> Result<(u32, u32)> {
-    Ok(serde_json::from_str(&ask(&[
-        "prune",
-        path_text(sysroot)?,
-    ])?)?)
+    // Before the answer ostree-ext says that it waits for the sysroot lock, if it does.
+    let said = ask(&["prune", path_text(sysroot)?])?;
+    Ok(serde_json::from_str(
+        said.lines().last().unwrap_or_default(),
+    )?)
 }

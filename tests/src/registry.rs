@@ -1,4 +1,5 @@
-//! Debian's `docker-registry`, over plain HTTP, with storage of its own.
+//! Debian's `docker-registry`, with storage of its own: over plain HTTP and for everybody,
+//! unless it is told otherwise.
 
 use std::fs;
 use std::io::Write;
@@ -8,7 +9,23 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
+use crate::authority::Certificate;
 use crate::process::{Tethered, command, target_dir};
+
+/// The user and the password that a registry with [`Door::login`] knows.
+pub const LOGIN: (&str, &str) = ("alice", "hunter2");
+
+/// Its line in a file of `htpasswd`: the registry wants bcrypt.
+const HTPASSWD: &str = "alice:$2y$05$abcdefghijklmnopqrstuuoXuKqgZXLiJqzfmMXDDhSFPIvxV7t8.\n";
+
+/// How a registry is entered.
+#[derive(Clone, Debug, Default)]
+pub struct Door {
+    /// Only with user and password, [`LOGIN`].
+    pub login: bool,
+    /// Over TLS, with this certificate.
+    pub certificate: Option<Certificate>,
+}
 
 /// A running registry; dropping it stops it and forgets its images.
 #[derive(Debug)]
@@ -17,6 +34,7 @@ pub struct Registry {
     dir: TempDir,
     listen: SocketAddr,
     host: String,
+    door: Door,
 }
 
 impl Registry {
@@ -48,6 +66,7 @@ impl Registry {
             dir,
             listen,
             host: host.to_owned(),
+            door: Door::default(),
         };
         fs::create_dir(registry.data())?;
         stock(&registry.data())?;
@@ -62,9 +81,10 @@ impl Registry {
     pub fn resume(&mut self) -> Result<()> {
         let config = self.dir.path().join("config.yml");
         let data = self.data();
+        let mut file = fs::File::create(&config)?;
         // Level info and no further than needed: "listening on" is the line that is waited for.
         write!(
-            fs::File::create(&config)?,
+            file,
             "version: 0.1\n\
              log: {{level: info, formatter: text, accesslog: {{disabled: true}}}}\n\
              storage:\n  filesystem: {{rootdirectory: {}}}\n  delete: {{enabled: true}}\n\
@@ -72,6 +92,17 @@ impl Registry {
             data.display(),
             self.listen
         )?;
+        if let Some(Certificate { certificate, key }) = &self.door.certificate {
+            let (certificate, key) = (certificate.display(), key.display());
+            writeln!(file, "  tls: {{certificate: {certificate}, key: {key}}}")?;
+        }
+        if self.door.login {
+            let known = self.dir.path().join("htpasswd");
+            fs::write(&known, HTPASSWD)?;
+            let path = known.display();
+            writeln!(file, "auth: {{htpasswd: {{realm: test, path: {path}}}}}")?;
+        }
+        drop(file);
         let log = self.dir.path().join("log");
         // Its log goes to standard error, which becomes the pipe that is read here.
         let serve = r#"exec docker-registry serve "$1" 2>&1"#;
@@ -97,6 +128,21 @@ impl Registry {
     /// Stops the registry; its images stay.
     pub fn stop(&mut self) {
         self.process = None;
+    }
+
+    /// Starts the registry again, on the same port with its images, behind another door.
+    ///
+    /// # Errors
+    /// As [`Registry::start`].
+    pub fn move_behind(&mut self, door: Door) -> Result<()> {
+        self.stop();
+        self.door = door;
+        self.resume()
+    }
+
+    /// The port that it listens on.
+    pub fn port(&self) -> u16 {
+        self.listen.port()
     }
 
     /// What it is called by those who use it: `127.0.0.1:PORT`, unless it was given a name.

@@ -3,20 +3,23 @@
 #[cfg(test)]
 mod authorization {
     use std::collections::HashMap;
+    use std::os::fd::OwnedFd;
 
     use anyhow::{Context, Result, ensure};
-    use osteward_dbus::options::{CheckOptions, NoOptions, UpgradeOptions};
+    use osteward_dbus::options::{
+        CheckOptions, InhibitOptions, ListJobsOptions, NoOptions, UpgradeOptions,
+    };
     use osteward_dbus::{Error, HOST_PATH};
-    use osteward_tests::bus::{POLKIT, Polkit, add_polkit_rule};
+    use osteward_tests::bus::{Polkit, add_polkit_rule};
     use osteward_tests::host::Host;
     use osteward_tests::image::{Compression, Layer};
     use osteward_tests::job::Listener;
     use osteward_tests::logind::Logind;
     use osteward_tests::peer::connect_as;
+    use osteward_tests::polkit_agent::{Agent, Asked};
+    use osteward_tests::relay::Relay;
     use osteward_tests::sandbox::{OTHER_UID, UNPRIVILEGED_UID};
-    use osteward_tests::throttle::Throttle;
-    use tokio::sync::mpsc;
-    use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant};
+    use zbus::{Connection, OwnedObjectPath, Variant};
 
     /// Cancelling is for the user `daemon` alone. Everything else is allowed whose name is in
     /// the caller's reason; without a reason, the defaults hold.
@@ -80,7 +83,7 @@ mod authorization {
         // Nobody is there to type a password.
         assert_eq!(name(proxy.upgrade_interactive(&default).await)?, denied);
         let manager = Host::manager(&user).await?;
-        assert_eq!(manager.list_jobs(&NoOptions {}).await?, []);
+        assert_eq!(manager.list_jobs(&ListJobsOptions::default()).await?, []);
         let job = proxy.upgrade(&because("upgrade-unverified")).await?;
         let owner = Host::job(&user, &job).await?.started_by_uid().await?;
         assert_eq!(owner, UNPRIVILEGED_UID);
@@ -147,10 +150,25 @@ mod authorization {
                         .call_method(to, path, interface, "Switch", &body)
                         .await
                 }
+                "ImportArchive" => {
+                    let directory = std::fs::File::open("/")
+                        .map_err(|error| Error::Bus(zbus::Error::from(error)))?;
+                    let body = (zbus::OwnedFd::from(OwnedFd::from(directory)), options);
+                    connection
+                        .call_method(to, path, interface, "ImportArchive", &body)
+                        .await
+                }
                 "Discard" => {
                     let body = (vec!["cache"], options);
                     connection
                         .call_method(to, path, interface, "Discard", &body)
+                        .await
+                }
+                "SetKernelArguments" => {
+                    let none: Vec<&str> = Vec::new();
+                    let body = (vec!["quiet"], none.clone(), none, options);
+                    connection
+                        .call_method(to, path, interface, "SetKernelArguments", &body)
                         .await
                 }
                 method => {
@@ -179,12 +197,17 @@ mod authorization {
             Call::new("upgrade-unverified apply", "Upgrade").with("apply", "reboot"),
             Call::new("switch", "Switch"),
             Call::new("switch apply", "Switch").with("apply", "reboot"),
+            Call::new("switch", "ImportArchive"),
+            Call::new("switch apply", "ImportArchive").with("apply", "reboot"),
             Call::new("rollback", "Rollback"),
             Call::new("rollback apply", "Rollback").with("apply", "reboot"),
             Call::new("rollback", "CancelRollback"),
             Call::new("apply", "Apply"),
             Call::new("apply ignore-inhibit", "Apply").with("ignore-inhibitors", true),
             Call::new("manage", "Discard"),
+            Call::new("kargs", "SetKernelArguments"),
+            Call::new("check", "Simulate"),
+            Call::new("usr-overlay", "UsrOverlay"),
         ]
     }
 
@@ -263,7 +286,7 @@ mod authorization {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn everybody_may_cancel_their_own_jobs_only() -> Result<()> {
         let (_polkit, mut host) = boot().await?;
-        let throttle = Throttle::between(&mut host)?;
+        let throttle = Relay::before(&mut host)?;
         throttle.allow(600_000);
         let root = host.connect().await?;
         let user = connect_as(&host.bus, UNPRIVILEGED_UID).await?;
@@ -297,111 +320,69 @@ mod authorization {
         let late = Host::job(&root, &roots).await?.cancel(&NoOptions {}).await;
         assert!(matches!(late, Err(Error::TooLate(_))), "{late:?}");
         // Nothing is left of it that would be in the way.
-        throttle.open();
+        throttle.resume();
         host.upgrade().await?.succeeded()?;
         host.sandbox.fsck()
     }
 
-    /// What an authentication agent hears.
-    #[derive(Debug)]
-    enum Asked {
-        Begin {
-            action: String,
-            cookie: String,
-            identity: (String, HashMap<String, OwnedVariant>),
-        },
-        Cancel {
-            cookie: String,
-        },
-    }
-
-    /// Shows no dialog: says yes in polkit's name, or nothing at all.
-    struct Agent {
-        heard: mpsc::Sender<Asked>,
-        says_yes: bool,
-    }
-
-    #[zbus::interface(name = "org.freedesktop.PolicyKit1.AuthenticationAgent")]
-    impl Agent {
-        #[expect(clippy::too_many_arguments, reason = "the interface has them")]
-        async fn begin_authentication(
-            &self,
-            action: String,
-            _message: String,
-            _icon: String,
-            _details: HashMap<String, String>,
-            cookie: String,
-            identities: Vec<(String, HashMap<String, OwnedVariant>)>,
-            #[zbus(connection)] connection: &Connection,
-        ) -> zbus::fdo::Result<()> {
-            let failed = |error: String| zbus::fdo::Error::Failed(error);
-            let identity = identities.into_iter().next();
-            let identity = identity.ok_or_else(|| failed("no identity".into()))?;
-            if self.says_yes {
-                let answer = (0_u32, &cookie, &identity);
-                authority(connection, "AuthenticationAgentResponse2", &answer)
-                    .await
-                    .map_err(|error| failed(error.to_string()))?;
-            }
-            let asked = Asked::Begin {
-                action,
-                cookie,
-                identity,
-            };
-            self.heard
-                .send(asked)
-                .await
-                .map_err(|error| failed(error.to_string()))?;
-            if !self.says_yes {
-                std::future::pending::<()>().await;
-            }
-            Ok(())
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn meddling_needs_its_own_actions() -> Result<()> {
+        let (_polkit, mut host) = boot().await?;
+        let throttle = Relay::before(&mut host)?;
+        throttle.allow(600_000);
+        let root = host.connect().await?;
+        let user = connect_as(&host.bus, UNPRIVILEGED_UID).await?;
+        let other = connect_as(&host.bus, OTHER_UID).await?;
+        let mut listener = Listener::new(&root).await?;
+        let options = because("upgrade-unverified");
+        let job = Host::proxy(&user).await?.upgrade(&options).await?;
+        listener.wait_for_phase(&job, "downloading").await?;
+        let no = NoOptions {};
+        // Who may download may wait with it; the own job or not, raising it costs bandwidth.
+        let own = Host::job(&user, &job).await?;
+        for asked in [
+            own.pause(&no).await,
+            own.resume(&no).await,
+            own.adopt(&no).await,
+        ] {
+            let needed = matches!(&asked, Err(Error::InteractiveAuthorizationRequired(text))
+                if text.contains("org.osteward1.download "));
+            assert!(needed, "{asked:?}");
         }
+        let foreign = Host::job(&other, &job).await?;
+        foreign.pause(&no).await?;
+        foreign.resume(&no).await?;
+        throttle.resume();
+        listener.end(&job).await?.succeeded()?;
 
-        async fn cancel_authentication(&self, cookie: String) {
-            // The test being over is no concern of polkit's.
-            let _heard = self.heard.send(Asked::Cancel { cookie }).await;
-        }
-    }
-
-    async fn authority<B>(connection: &Connection, method: &str, body: &B) -> zbus::Result<()>
-    where
-        B: serde::Serialize + zbus::Type + Sync,
-    {
-        let path = "/org/freedesktop/PolicyKit1/Authority";
-        let interface = Some("org.freedesktop.PolicyKit1.Authority");
-        connection
-            .call_method(Some(POLKIT), path, interface, method, body)
-            .await
-            .map(drop)
-    }
-
-    /// Registers an agent for all callers of this process.
-    async fn agent(host: &Host, says_yes: bool) -> Result<(Connection, mpsc::Receiver<Asked>)> {
-        let connection = host.connect().await?;
-        let (heard, hears) = mpsc::channel(10);
-        let agent = Agent { heard, says_yes };
-        connection.object_server().at("/agent", agent).await?;
-        let mut details = HashMap::new();
-        details.insert("pid", Variant::from(std::process::id()));
-        details.insert("start-time", Variant::from(0_u64));
-        details.insert("uid", Variant::from(0_i32));
-        let body = (("unix-process", details), "C", "/agent");
-        authority(&connection, "RegisterAuthenticationAgent", &body).await?;
-        Ok((connection, hears))
+        let manager = Host::manager(&user).await?;
+        let asked = manager.reload_config().await;
+        let needed = matches!(&asked, Err(Error::InteractiveAuthorizationRequired(text))
+            if text.contains("org.osteward1.reload "));
+        assert!(needed, "{asked:?}");
+        let what = |what: &str| InhibitOptions {
+            what: Some(what.to_owned()),
+        };
+        let denied = manager.inhibit("me", "nothing", &what("apply")).await;
+        let named = matches!(&denied, Err(Error::AccessDenied(text))
+            if text.contains("org.osteward1.inhibit "));
+        assert!(named, "{denied:?}");
+        manager.inhibit("me", "inhibit", &what("apply")).await?;
+        manager.inhibit("me", "nothing", &what("idle")).await?;
+        Ok(())
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn who_leaves_before_the_password_leaves_no_job() -> Result<()> {
         let (_polkit, host) = boot().await?;
-        let (_agent, mut hears) = agent(&host, false).await?;
+        let mut agent = Agent::register(&host.bus, false).await?;
         let user = connect_as(&host.bus, UNPRIVILEGED_UID).await?;
         let asking = Host::proxy(&user).await?;
         let call =
             tokio::spawn(
                 async move { asking.upgrade_interactive(&UpgradeOptions::default()).await },
             );
-        let asked = hears.recv().await.context("the agent ended")?;
+        let asked = agent.hears().await?;
         let Asked::Begin {
             action,
             cookie,
@@ -420,13 +401,16 @@ mod authorization {
         proxy.status(&NoOptions {}).await?;
 
         user.close().await?;
-        let asked = hears.recv().await.context("the agent ended")?;
+        let asked = agent.hears().await?;
         assert!(
             matches!(&asked, Asked::Cancel { cookie: it } if *it == cookie),
             "{asked:?}"
         );
         let manager = Host::manager(&root).await?;
-        assert_eq!(manager.list_jobs(&NoOptions {}).await?, [check]);
+        assert_eq!(
+            manager.list_jobs(&ListJobsOptions::default()).await?,
+            [check]
+        );
         call.abort();
         host.upgrade().await?.succeeded()?;
         Ok(())
@@ -435,14 +419,14 @@ mod authorization {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn who_gives_the_password_gets_the_job() -> Result<()> {
         let (_polkit, host) = boot().await?;
-        let (_agent, mut hears) = agent(&host, true).await?;
+        let mut agent = Agent::register(&host.bus, true).await?;
         let user = connect_as(&host.bus, UNPRIVILEGED_UID).await?;
         let mut listener = Listener::new(&user).await?;
         let proxy = Host::proxy(&user).await?;
         let job = proxy
             .upgrade_interactive(&UpgradeOptions::default())
             .await?;
-        assert!(matches!(hears.recv().await, Some(Asked::Begin { .. })));
+        assert!(matches!(agent.hears().await?, Asked::Begin { .. }));
         listener.end(&job).await?.succeeded()?;
         Ok(())
     }

@@ -9,7 +9,7 @@ mod bad_input {
     use anyhow::{Context, Result, ensure};
     use osteward_dbus::Error;
     use osteward_dbus::options::{
-        ApplyOptions, DownloadOptions, NoOptions, RollbackOptions, UpgradeOptions,
+        ApplyOptions, DownloadOptions, ListJobsOptions, RollbackOptions, UpgradeOptions,
     };
     use osteward_tests::client;
     use osteward_tests::host::Host;
@@ -134,7 +134,11 @@ mod bad_input {
         let called = caller.host.discard(nothing, &Default::default()).await;
         caller.fails(called, INVALID, "staged").await?;
         let jobs = Host::manager(&caller.connection).await?;
-        assert!(jobs.list_jobs(&NoOptions::default()).await?.is_empty());
+        assert!(
+            jobs.list_jobs(&ListJobsOptions::default())
+                .await?
+                .is_empty()
+        );
         let words = ["upgrade", "--no-such-option"];
         client::ask(&host.sandbox, &host.bus, &words)?.expect(&[2])?;
         Ok(())
@@ -143,6 +147,7 @@ mod bad_input {
     #[tokio::test]
     async fn images_that_are_not_there() -> Result<()> {
         let (mut host, second, before) = settled().await?;
+        host.configure("[registry]\nretry_time = \"0s\"\n")?;
         let mut caller = Caller::new(&host).await?;
         for name in ["os:nothing", "nothing:latest"] {
             let called = caller.switch(&host.registry.name(name)).await;

@@ -47,6 +47,40 @@ mod layers {
                 ],
             ),
             (
+                "hard link by an absolute path",
+                vec![usr().file("usr/d/a", "a").hardlink("usr/d/b", "/usr/d/a")],
+            ),
+            (
+                "hard link to a later member",
+                vec![usr().hardlink("usr/d/b", "usr/d/a").file("usr/d/a", "a")],
+            ),
+            (
+                "links out of the root",
+                vec![
+                    usr()
+                        .symlink("usr/d/absolute", "/etc/shadow")
+                        .symlink("usr/d/relative", "../../../../etc/shadow"),
+                ],
+            ),
+            (
+                "whiteout of a directory that the layer itself has",
+                vec![
+                    usr().file("usr/d/a", "a"),
+                    usr().whiteout("usr/d").file("usr/d/b", "b"),
+                ],
+            ),
+            (
+                "whiteout of the parent of what is there",
+                vec![
+                    usr().dir("usr/d/e").file("usr/d/e/a", "a"),
+                    usr().whiteout("usr/d/e").whiteout("usr/d"),
+                ],
+            ),
+            (
+                "whiteout of what was never there",
+                vec![usr().whiteout("usr/d/nothing")],
+            ),
+            (
                 "file over directory",
                 vec![
                     usr().dir("usr/d/x").file("usr/d/x/in", "1"),
@@ -218,6 +252,14 @@ mod layers {
                 "hard link to nothing",
                 usr().hardlink("usr/d/l", "usr/d/nothing"),
             ),
+            (
+                "hard link to an absolute path",
+                usr().hardlink("usr/d/l", "/etc/passwd"),
+            ),
+            (
+                "file behind a link",
+                usr().symlink("usr/d/l", "/etc").file("usr/d/l/passwd", "x"),
+            ),
             ("device", usr().device("usr/d/null", 1, 3)),
             ("fifo", usr().fifo("usr/d/pipe")),
             (
@@ -259,6 +301,27 @@ mod layers {
             assert_eq!(host.sandbox.deployments()?.len(), 1, "{what}");
         }
         host.sandbox.fsck()
+    }
+
+    #[tokio::test]
+    async fn a_bomb_costs_no_memory() -> Result<()> {
+        const SIZE: u64 = 256 << 20;
+        let host = Host::boot()?;
+        let zeros = host.sandbox.share().join("zeros");
+        std::fs::File::create(&zeros)?.set_len(SIZE)?;
+        let bomb = Entry::new("usr/d/zeros", Kind::FileFrom(zeros, SIZE), 0o644);
+        let image = host.publish(&host.next_image("2", [usr().entry(bomb)]))?;
+        let blob = host.layout.blob(&image.layers[2]);
+        let blob = std::fs::metadata(blob)?.len();
+        assert!(blob < SIZE / 80, "no bomb: {blob} bytes");
+        host.upgrade().await?.succeeded()?;
+        let daemon = host.daemon.as_ref().context("the daemon does not run")?;
+        let peak = daemon.peak_rss_kib()?;
+        assert!(peak < SIZE / 1024 / 2, "{peak} KiB");
+        let staged = host.sandbox.deployments()?.remove(0).checksum;
+        let listing = host.sandbox.ostree(["ls", &staged, "/usr/d/zeros"])?;
+        assert!(listing.contains(&SIZE.to_string()), "{listing}");
+        Ok(())
     }
 
     #[tokio::test]

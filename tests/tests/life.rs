@@ -18,8 +18,8 @@ mod life {
     use osteward_tests::image::{Compression, Layer};
     use osteward_tests::job::{Ended, Listener};
     use osteward_tests::logind::Logind;
+    use osteward_tests::relay::Relay;
     use osteward_tests::sandbox::SHARE;
-    use osteward_tests::throttle::Throttle;
     use zbus::fdo::DBusProxy;
 
     fn filling() -> Layer {
@@ -89,7 +89,7 @@ mod life {
         };
         let mut host = Host::boot_with(settings)?;
         host.publish(&host.next_image("2", [filling()]))?;
-        let throttle = Throttle::between(&mut host)?;
+        let throttle = Relay::before(&mut host)?;
         throttle.hold();
         let connection = host.connect().await?;
         let mut listener = Listener::new(&connection).await?;
@@ -101,7 +101,7 @@ mod life {
         for _ in 0..3 {
             daemon(&mut host)?.wait_for("WATCHDOG=1")?;
         }
-        throttle.open();
+        throttle.resume();
         listener.end(&job).await?.succeeded()?;
         daemon(&mut host)?.wait_for("STATUS=idle")?;
         Ok(())
@@ -154,7 +154,7 @@ mod life {
     async fn a_job_that_is_stopped_with_the_daemon_is_told_of() -> Result<()> {
         let mut host = Host::boot()?;
         host.publish(&host.next_image("2", [filling()]))?;
-        let throttle = Throttle::between(&mut host)?;
+        let throttle = Relay::before(&mut host)?;
         throttle.allow(600_000);
         let connection = host.connect().await?;
         let mut listener = Listener::new(&connection).await?;
@@ -163,7 +163,7 @@ mod life {
         listener.wait_for_phase(&job, "downloading").await?;
         stop(&mut host)?;
         assert_eq!(listener.end(&job).await?.state, "cancelled");
-        throttle.open();
+        throttle.resume();
         host.start_daemon()?;
         let ended = host.upgrade().await?.succeeded()?;
         assert!(ended.value::<bool>("changed")?);

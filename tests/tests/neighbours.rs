@@ -14,9 +14,9 @@ mod neighbours {
     use osteward_tests::image::{Layer, Written};
     use osteward_tests::job::{Ended, Listener};
     use osteward_tests::oracle;
+    use osteward_tests::relay::Relay;
     use osteward_tests::sandbox::refs::{blob_ref, image_ref};
     use osteward_tests::sandbox::{SHARE, STATEROOT};
-    use osteward_tests::slow_registry::SlowRegistry;
     use zbus::fdo::PropertiesChanged;
     use zbus::{MatchRule, MessageStream, OwnedObjectPath, OwnedVariant};
 
@@ -267,7 +267,7 @@ mod neighbours {
     #[tokio::test]
     async fn half_a_download_survives_the_clean_up_of_bootc() -> Result<()> {
         let mut host = Host::boot()?;
-        let relay = SlowRegistry::before(&mut host)?;
+        let relay = Relay::before(&mut host)?;
         let large = Layer::new().dir("usr").file("usr/large", vec![7; 4 << 20]);
         let large = large.compressed(osteward_tests::image::Compression::Plain);
         let image = host.publish(&host.next_image("2", [layer("a"), layer("b"), large]))?;

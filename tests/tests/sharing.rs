@@ -8,7 +8,7 @@ mod sharing {
     use anyhow::{Context, Result};
     use futures_util::future::{join_all, try_join_all};
     use osteward_dbus::options::{
-        CheckOptions, DiscardOptions, NoOptions, RollbackOptions, UpgradeOptions,
+        CheckOptions, DiscardOptions, ListJobsOptions, NoOptions, RollbackOptions, UpgradeOptions,
     };
     use osteward_dbus::types::Dict;
     use osteward_dbus::{Error, HOST_PATH, MANAGER_PATH, ROOT_PATH};
@@ -16,8 +16,8 @@ mod sharing {
     use osteward_tests::image::{Compression, Layer};
     use osteward_tests::job::Listener;
     use osteward_tests::peer::connect_as;
+    use osteward_tests::relay::Relay;
     use osteward_tests::sandbox::{OTHER_UID, UNPRIVILEGED_UID};
-    use osteward_tests::throttle::Throttle;
     use osteward_tests::witness::{JOB, Witness, all, get, is, word};
     use rustix::fs::{FlockOperation, fcntl_lock};
     use zbus::fdo::ObjectManagerProxy;
@@ -72,7 +72,7 @@ mod sharing {
     async fn all_observers_see_the_same_job_whoever_started_it() -> Result<()> {
         let mut host = Host::boot()?;
         publish(&host, "2")?;
-        let mut throttle = Throttle::between(&mut host)?;
+        let mut throttle = Relay::before(&mut host)?;
         throttle.allow(A_BIT_OF_A_LAYER);
         let mut early = Witness::new(host.connect().await?).await?;
         let mut others = Vec::new();
@@ -123,7 +123,7 @@ mod sharing {
         let afterwards = connect_as(&host.bus, UNPRIVILEGED_UID).await?;
         assert_eq!(all(&afterwards, &job, JOB).await?, first.properties);
         let manager = Host::manager(&afterwards).await?;
-        assert_eq!(manager.list_jobs(&NoOptions {}).await?, [job]);
+        assert_eq!(manager.list_jobs(&ListJobsOptions::default()).await?, [job]);
         Ok(())
     }
 
@@ -166,7 +166,7 @@ mod sharing {
     async fn reads_are_answered_during_an_upgrade_and_a_foreign_lock() -> Result<()> {
         let mut host = Host::boot()?;
         publish(&host, "2")?;
-        let throttle = Throttle::between(&mut host)?;
+        let throttle = Relay::before(&mut host)?;
         throttle.allow(A_BIT_OF_A_LAYER);
         let root = host.connect().await?;
         let mut witness = Witness::new(root.clone()).await?;
@@ -192,7 +192,7 @@ mod sharing {
         // The job was under way all the time: it cannot go on.
         assert_eq!(word(&all(&root, &job, JOB).await?, "State")?, "running");
         fcntl_lock(&lock, FlockOperation::Unlock)?;
-        throttle.open();
+        throttle.resume();
         let ended = witness.follow(&job, known).await?;
         assert_eq!(ended.finished.0, "succeeded", "{ended:?}");
         Ok(())
@@ -208,7 +208,7 @@ mod sharing {
     async fn one_job_writes_and_others_join_it_or_are_refused() -> Result<()> {
         let mut host = Host::boot()?;
         publish(&host, "2")?;
-        let throttle = Throttle::between(&mut host)?;
+        let throttle = Relay::before(&mut host)?;
         throttle.allow(A_BIT_OF_A_LAYER);
         let connection = host.connect().await?;
         let mut witness = Witness::new(connection.clone()).await?;
@@ -235,7 +235,7 @@ mod sharing {
             assert!(named, "{refused:?}");
         }
         assert_eq!(active_job(&other).await?, job);
-        throttle.open();
+        throttle.resume();
         let ended = witness.follow(&job, known).await?;
         assert_eq!(ended.finished.0, "succeeded", "{ended:?}");
         assert_eq!(active_job(&other).await?.as_str(), "/");
@@ -246,7 +246,7 @@ mod sharing {
     async fn checks_run_beside_an_upgrade_and_are_shared() -> Result<()> {
         let mut host = Host::boot()?;
         publish(&host, "2")?;
-        let throttle = Throttle::between(&mut host)?;
+        let throttle = Relay::before(&mut host)?;
         throttle.allow(A_BIT_OF_A_LAYER);
         let connection = host.connect().await?;
         let mut witness = Witness::new(connection.clone()).await?;
@@ -264,7 +264,7 @@ mod sharing {
             assert_eq!(word(&all(&other, path, JOB).await?, "State")?, "running");
         }
         let mut listener = Listener::new(&other).await?;
-        throttle.open();
+        throttle.resume();
         listener.end(&check).await?.succeeded()?;
         let ended = witness.follow(&job, known).await?;
         assert_eq!(ended.finished.0, "succeeded", "{ended:?}");
@@ -290,7 +290,7 @@ mod sharing {
     async fn every_phase_of_a_large_image_is_seen() -> Result<()> {
         let mut host = Host::boot()?;
         host.publish(&host.next_image("2", (0..3).map(airy)))?;
-        let throttle = Throttle::between(&mut host)?;
+        let throttle = Relay::before(&mut host)?;
         throttle.hold();
         let connection = host.connect().await?;
         let mut listener = Listener::new(&connection).await?;
@@ -298,7 +298,7 @@ mod sharing {
         listener.wait_for_phase(&job, "resolving").await?;
         throttle.allow(20_000);
         listener.wait_for_phase(&job, "downloading").await?;
-        throttle.open();
+        throttle.resume();
         let ended = listener.end(&job).await?.succeeded()?;
         let seen: Vec<&str> = ended.phases.iter().map(String::as_str).collect();
         for phase in ["importing", "merging", "staging"] {

@@ -11,7 +11,8 @@ use tokio::time::MissedTickBehavior;
 
 use super::Caller;
 use crate::error::Error;
-use crate::jobs::progress::{Progress, Rate, Reading};
+use crate::jobs::progress::{Progress, Reading};
+use crate::jobs::rate::Rate;
 use crate::jobs::{Fact, Facts, Outcome, Request};
 
 /// At most five publications a second.
@@ -31,6 +32,8 @@ impl JobId {
 /// Where a job is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RunState {
+    /// Waiting for its turn, or paused.
+    Queued,
     /// At work.
     Running,
     /// Somebody cancelled it; it is stopping.
@@ -47,6 +50,7 @@ impl RunState {
     /// The name in `Job.State`.
     pub fn name(self) -> &'static str {
         match self {
+            RunState::Queued => "queued",
             RunState::Running => "running",
             RunState::Cancelling => "cancelling",
             RunState::Succeeded => "succeeded",
@@ -71,6 +75,8 @@ pub struct JobView {
     pub id: JobId,
     /// The name in `Job.Kind`.
     pub kind: &'static str,
+    /// Whether it needs the write slot.
+    pub writes: bool,
     /// Where it is in its life.
     pub state: RunState,
     /// How far it is.
@@ -81,8 +87,16 @@ pub struct JobView {
     pub error: Option<(String, String)>,
     /// What came out.
     pub facts: Facts,
+    /// Somebody paused it: it stops, or has stopped, and waits for being resumed.
+    pub paused: bool,
+    /// It gives way to jobs that somebody waits for.
+    pub background: bool,
+    /// The job that must end before this one can begin.
+    pub blocked_by: Option<JobId>,
     /// Microseconds since the epoch.
     pub created_at: u64,
+    /// Microseconds since the epoch, once it has begun.
+    pub started_at: Option<u64>,
     /// Microseconds since the epoch, once it is over.
     pub finished_at: Option<u64>,
     /// Who asked.
@@ -92,20 +106,66 @@ pub struct JobView {
 }
 
 impl JobView {
-    pub(super) fn new(id: JobId, request: &Request, caller: &Caller, reading: Reading) -> Self {
+    /// A job that was just asked for.
+    pub(super) fn new(
+        id: JobId,
+        request: &Request,
+        caller: Caller,
+        background: bool,
+        reading: Reading,
+    ) -> Self {
         Self {
             id,
             kind: request.kind(),
-            state: RunState::Running,
+            writes: !request.is_read(),
+            state: RunState::Queued,
             reading,
             rate: 0,
             error: None,
             facts: Facts::new(),
+            paused: false,
+            background,
+            blocked_by: None,
             created_at: microseconds(),
+            started_at: None,
             finished_at: None,
-            caller: caller.clone(),
+            caller,
             sequence: 1,
         }
+    }
+
+    /// It is at work from now on.
+    pub(super) fn running(&mut self) {
+        self.state = RunState::Running;
+        self.started_at.get_or_insert_with(microseconds);
+        self.blocked_by = None;
+        self.sequence += 1;
+    }
+
+    /// It was stopped and waits, to begin anew.
+    pub(super) fn parked(&mut self, reading: Reading) {
+        self.state = RunState::Queued;
+        self.reading = reading;
+        self.rate = 0;
+        self.sequence += 1;
+    }
+
+    /// What it waits for.
+    pub(super) fn blocked(&mut self, by: Option<JobId>, message: String) {
+        self.blocked_by = by;
+        self.reading.message = message;
+        self.sequence += 1;
+    }
+
+    pub(super) fn set_paused(&mut self, paused: bool) {
+        self.paused = paused;
+        self.sequence += 1;
+    }
+
+    /// Somebody waits for it now.
+    pub(super) fn adopted(&mut self) {
+        self.background = false;
+        self.sequence += 1;
     }
 
     pub(super) fn cancelling(&mut self) {
@@ -121,6 +181,8 @@ impl JobView {
         self.reading.cancellable = false;
         self.reading.active_layers.clear();
         self.rate = 0;
+        self.paused = false;
+        self.blocked_by = None;
         self.finished_at = Some(microseconds());
         self.sequence += 1;
         match result {
@@ -140,6 +202,11 @@ impl JobView {
                 self.error = Some((error.name().to_owned(), error.message()));
             }
         }
+    }
+
+    /// Whether it is neither waiting nor over.
+    pub fn is_at_work(&self) -> bool {
+        matches!(self.state, RunState::Running | RunState::Cancelling)
     }
 
     /// Seconds left of the download, if that can be told.
@@ -205,7 +272,8 @@ pub(super) fn log_end(id: JobId, request: &Request, result: &Result<Outcome, Err
     }
 }
 
-fn microseconds() -> u64 {
+/// Microseconds since the epoch.
+pub(super) fn microseconds() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |elapsed| elapsed.as_micros() as u64)

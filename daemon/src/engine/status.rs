@@ -5,12 +5,18 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::job::{JobId, JobView};
+use crate::config::Config;
 use crate::image::layout::Image;
-use crate::jobs::{Candidate, progress::Phase};
+use crate::inhibit::Inhibitor;
+use crate::jobs::{Candidate, packages, progress::Phase};
+use crate::packages::Difference;
+use crate::record::history::Entry;
+use crate::record::last_check::LastCheck;
 use crate::sysroot::Snapshot;
 
 /// What the last look at the sysroot gave.
@@ -26,17 +32,6 @@ pub enum Look {
     Seen(Arc<Snapshot>),
 }
 
-/// How the registry was asked last.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LastCheck {
-    /// Unix seconds.
-    pub time: u64,
-    /// D-Bus error name and message, if it failed.
-    pub error: Option<(String, String)>,
-    /// The digest that the reference had.
-    pub digest: String,
-}
-
 /// Everything that can be said now.
 #[derive(Debug, Clone)]
 pub struct Status {
@@ -50,10 +45,20 @@ pub struct Status {
     pub quarantined: HashSet<String>,
     /// Running and recently finished jobs.
     pub jobs: Vec<(JobId, watch::Receiver<JobView>)>,
+    /// The finished operations, the oldest first.
+    pub history: Arc<[Entry]>,
+    /// Who inhibits what.
+    pub inhibitors: Vec<Inhibitor>,
     /// What an administrator should know about the configuration.
     pub warnings: Vec<String>,
+    /// How long the daemon stays without work; zero: for ever.
+    pub idle_timeout: Duration,
     /// The running system's own description.
     pub os: OsRelease,
+    /// Whether the service manager has soft reboots; `None`: not known.
+    pub soft_reboots: Option<bool>,
+    /// How the packages of the best candidate differ from those that are booted, if all are known.
+    pub difference: Option<Arc<Difference>>,
 }
 
 /// `os-release(5)` of the running system, as far as it is shown.
@@ -113,8 +118,13 @@ impl Status {
             last_check: None,
             quarantined: HashSet::new(),
             jobs: Vec::new(),
+            history: Arc::default(),
+            inhibitors: Vec::new(),
             warnings: warnings.to_vec(),
+            idle_timeout: Config::default().idle_timeout,
             os: OsRelease::default(),
+            soft_reboots: None,
+            difference: None,
         }
     }
 
@@ -131,7 +141,7 @@ impl Status {
         let mut jobs = self.jobs.iter();
         jobs.find(|(_, view)| {
             let view = view.borrow();
-            view.kind != "check" && !view.state.is_final()
+            view.writes && view.is_at_work()
         })
         .map(|(id, _)| *id)
     }
@@ -186,11 +196,42 @@ impl Status {
         })
     }
 
+    /// The keys of the two lists of packages that are compared: what is booted, the candidate.
+    pub(super) fn compared(&self) -> Option<(String, String)> {
+        let booted = packages::key(self.snapshot()?.booted()?).to_owned();
+        Some((booted, self.offer()?.image.digest.to_string()))
+    }
+
+    /// How good [`Status::difference`] is (`Update.DiffLevel`).
+    pub fn diff_level(&self) -> &'static str {
+        let booted = self.snapshot().and_then(Snapshot::booted);
+        let images = booted
+            .and_then(|booted| booted.image.as_ref())
+            .zip(self.offer());
+        match images {
+            _ if self.difference.is_some() => "full",
+            None => "none",
+            Some((old, new)) if is_described(old) && is_described(&new.image) => "metadata",
+            Some(_) => "layers",
+        }
+    }
+
+    /// The release of the candidate's kernel: out of the image, else as its label says.
+    pub fn kernel_of_offer(&self) -> String {
+        let read = self
+            .difference
+            .as_ref()
+            .map(|difference| &difference.new_kernel);
+        let read = read.filter(|kernel| !kernel.is_empty()).cloned();
+        let label = || Some(self.offer()?.image.kernel()?.to_owned());
+        read.or_else(label).unwrap_or_default()
+    }
+
     /// One word for a tray icon (`Host.UpdateState`).
     pub fn update_state(&self) -> &'static str {
         for (_, view) in &self.jobs {
             let view = view.borrow();
-            if !view.state.is_final()
+            if view.is_at_work()
                 && let Some(word) = word_of_job(&view)
             {
                 return word;
@@ -214,6 +255,11 @@ impl Status {
             Some(_) | None => "idle",
         }
     }
+}
+
+/// Whether an image says of itself what can be compared.
+fn is_described(image: &Image) -> bool {
+    image.version().is_some() || image.kernel().is_some()
 }
 
 /// What a running job means for the host; `None` if it says nothing about updates.

@@ -1,36 +1,48 @@
 //! The task behind the handle: the only owner of what changes.
 //!
-//! Owns the jobs, the last look at the sysroot and what is published of both. Invariants:
-//! it never awaits a job or the sysroot thread; a job's end is told only after a look that
-//! began after it, so that nobody sees "succeeded" beside the old deployments.
+//! Owns the last look at the sysroot, the configuration in use and what is published; its
+//! child [`work`] has the way of a job from the call to its end. Invariants: it never awaits
+//! a job, the sysroot thread or the disk; a job's end is told only after a look that began
+//! after it, so that nobody sees "succeeded" beside the old deployments.
 
-use std::collections::HashSet;
+mod work;
+
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use tokio::task::{JoinHandle, JoinSet};
 
-use super::job::{self, JobId, JobView};
-use super::roster::{Known, Roster};
-use super::status::{LastCheck, Look, Status};
-use super::{Caller, Command, Parts};
+use super::chronicle::Chronicle;
+use super::job::JobId;
+use super::roster::Roster;
+use super::status::{Look, Status};
+use super::{Command, Loaded, Parts};
 use crate::config::Config;
 use crate::error::Error;
-use crate::jobs::{Candidate, Job, Outcome, Request, now, progress::Progress};
+use crate::inhibit::Inhibitors;
+use crate::jobs::packages::Packages;
+use crate::jobs::{Candidate, Outcome};
+use crate::record::history::Entry;
 use crate::record::{self, Quarantine};
-use crate::state::{self, State};
 use crate::sysroot::{self, Snapshot};
+use work::Ending;
 
 pub(super) struct Task {
     parts: Parts,
     config: Arc<Config>,
     quarantine: Arc<Mutex<Result<Quarantine, record::Error>>>,
     found: watch::Sender<Option<Candidate>>,
+    packages: Packages,
+    /// Remembers what earlier processes read; over before the first look is.
+    earlier: Option<JoinHandle<()>>,
     jobs: Roster,
+    chronicle: Chronicle,
+    /// What the history will say of jobs that have not ended.
+    entries: HashMap<JobId, Entry>,
+    inhibitors: Inhibitors,
     looked: Option<Result<Arc<Snapshot>, sysroot::Error>>,
-    last_check: Option<LastCheck>,
     running: JoinSet<(JobId, Result<Outcome, Error>)>,
     publish: watch::Sender<Arc<Status>>,
     commands: mpsc::Sender<Command>,
@@ -38,31 +50,36 @@ pub(super) struct Task {
     look_again: bool,
     /// How many looks began.
     looks: u64,
-    /// Jobs whose result waits for the look of that number, which shows what they changed.
-    ending: Vec<(u64, JobId, Result<Outcome, Error>)>,
+    /// How many looks are done.
+    looks_done: u64,
+    ending: Vec<Ending>,
 }
 
 impl Task {
     pub(super) fn new(
         parts: Parts,
+        (inhibitors, packages): (Inhibitors, Packages),
         publish: watch::Sender<Arc<Status>>,
         commands: mpsc::Sender<Command>,
     ) -> Self {
-        let quarantine = Quarantine::load(&parts.state_directory)
-            .inspect_err(|error| tracing::error!(%error, "the quarantine list cannot be read"));
         Self {
             config: Arc::new(parts.config.clone().unwrap_or_default()),
-            quarantine: Arc::new(Mutex::new(quarantine)),
+            quarantine: Arc::new(Mutex::new(quarantine(&parts))),
             found: watch::channel(None).0,
+            packages,
+            earlier: None,
             jobs: Roster::default(),
+            chronicle: Chronicle::open(&parts.state_directory, &parts.runtime_directory),
+            entries: HashMap::new(),
+            inhibitors,
             looked: None,
-            last_check: None,
             running: JoinSet::new(),
             publish,
             commands,
             looking: false,
             look_again: false,
             looks: 0,
+            looks_done: 0,
             ending: Vec::new(),
             parts,
         }
@@ -73,8 +90,12 @@ impl Task {
         mut queue: mpsc::Receiver<Command>,
         mut changes: mpsc::Receiver<()>,
     ) {
+        let earlier = self.packages.clone();
+        self.earlier = Some(tokio::task::spawn_blocking(move || earlier.load()));
         self.look();
         let mut found = self.found.subscribe();
+        let mut inhibitors = self.inhibitors.changes();
+        let mut packages = self.packages.changes();
         let mut watching = true;
         loop {
             let forget_at = self.jobs.next_forget();
@@ -84,7 +105,7 @@ impl Task {
                     None => return,
                 },
                 ended = self.running.join_next(), if !self.running.is_empty() => match ended {
-                    Some(Ok((job, result))) => self.ended(job, result),
+                    Some(Ok((job, result))) => self.stopped(job, result),
                     Some(Err(error)) => tracing::error!(%error, "a job task broke"),
                     None => {}
                 },
@@ -93,6 +114,9 @@ impl Task {
                     None => watching = false,
                 },
                 Ok(()) = found.changed() => self.publish(),
+                Ok(()) = inhibitors.changed() => self.publish(),
+                Ok(()) = packages.changed() => self.publish(),
+                () = self.chronicle.page_written() => self.go_on(),
                 () = sleep_until(forget_at), if forget_at.is_some() => {
                     self.jobs.forget();
                     self.publish();
@@ -106,13 +130,27 @@ impl Task {
             Command::Submit {
                 request,
                 caller,
+                terms,
                 reply,
             } => {
-                let answer = self.submit(request, caller);
+                let answer = self.submit(request, caller, terms);
                 let _ = reply.send(answer);
             }
-            Command::Cancel { job, reply } => {
-                let _ = reply.send(self.cancel(job));
+            Command::Tell {
+                job,
+                order,
+                uid,
+                reply,
+            } => {
+                let _ = reply.send(self.tell(job, order, uid));
+            }
+            Command::Log { job, reply } => {
+                let log = self.jobs.named(job);
+                let log = log.map(|job| (job.progress.log().clone(), job.view.subscribe()));
+                let _ = reply.send(log);
+            }
+            Command::Reload { loaded, reply } => {
+                let _ = reply.send(self.reload(loaded));
             }
             Command::Looked(result) => self.took_a_look(result),
             Command::Ping { reply } => drop(reply.send(())),
@@ -128,7 +166,12 @@ impl Task {
         }
         self.looks += 1;
         let (sysroot, commands) = (self.parts.sysroot.clone(), self.commands.clone());
+        let earlier = self.earlier.take();
         tokio::spawn(async move {
+            if let Some(earlier) = earlier {
+                // A cache: without it there is less to tell.
+                let _ = earlier.await;
+            }
             let result = sysroot.snapshot().await;
             // The engine being gone means the process is ending.
             let _ = commands.send(Command::Looked(result)).await;
@@ -142,169 +185,42 @@ impl Task {
             tracing::warn!(%error, "the sysroot cannot be read");
         }
         self.looked = Some(result.map(Arc::new));
-        let done = self.looks;
+        self.looks_done = self.looks;
         if std::mem::take(&mut self.look_again) {
             self.look();
         }
+        // First the host as it is now, then the jobs that made it so.
         self.publish();
-        // Jobs that ended while it was under way wait for the next one.
-        let ending = std::mem::take(&mut self.ending).into_iter();
-        let (shown, waiting): (Vec<_>, Vec<_>) = ending.partition(|(look, ..)| *look <= done);
-        self.ending = waiting;
-        for (_, job, result) in shown {
-            self.jobs.finish(job, &result);
-            self.publish();
-        }
+        self.go_on();
     }
 
-    fn state(&self) -> State {
-        if self.jobs.writer().is_some() {
-            return State::Working;
-        }
-        match &self.looked {
-            None => State::Unknown,
-            Some(Err(sysroot::Error::NotBooted)) => State::NotBooted,
-            Some(Err(_)) => State::Broken,
-            Some(Ok(snapshot)) if !snapshot.is_booted => State::NotBooted,
-            Some(Ok(snapshot)) if snapshot.staged().is_some() => State::Staged,
-            Some(Ok(snapshot)) if snapshot.rollback_queued => State::RollbackQueued,
-            Some(Ok(_)) => State::Idle,
-        }
-    }
-
-    fn submit(&mut self, request: Request, caller: Caller) -> Result<JobId, Error> {
-        if let Err(error) = &self.parts.config
-            && request.uses_network()
-        {
-            return Err(Error::Config(error.clone()));
-        }
-        if let Some(id) = self.jobs.same(&request) {
-            return Ok(id);
-        }
-        if let Err(error) = self.admit(&request) {
-            // Whatever kept the sysroot from being read may be over; the next call will see.
-            if matches!(self.looked, Some(Err(_))) {
-                self.look();
-            }
-            return Err(error);
-        }
-        Ok(self.start(request, &caller))
-    }
-
-    fn admit(&self, request: &Request) -> Result<(), Error> {
-        let snapshot = match &self.looked {
-            Some(Ok(snapshot)) => snapshot.clone(),
-            Some(Err(_)) | None => Arc::default(),
+    /// Takes over what the files say now, as a new process would.
+    fn reload(&mut self, loaded: Loaded) -> Result<(), Error> {
+        (self.parts.config, self.parts.warnings) = match loaded {
+            Ok((config, warnings)) => (Ok(config), warnings),
+            Err(error) => (Err(error), Vec::new()),
         };
-        let wish = request.wish(snapshot.rollback().is_some());
-        match state::next(self.state(), wish) {
-            Ok(_) => Ok(()),
-            Err(state::Refused::Busy) => {
-                let busy = self.jobs.writer().map(JobId::path);
-                Err(Error::Busy(busy.unwrap_or_default()))
-            }
-            Err(state::Refused::Broken) => match &self.looked {
-                Some(Err(error)) => Err(error.clone().into()),
-                _ => Err(Error::NotBooted),
-            },
-            Err(refused) => Err(Error::refused(refused, &snapshot)),
+        // A job keeps what it began with.
+        self.config = Arc::new(self.parts.config.clone().unwrap_or_default());
+        let mut list = self
+            .quarantine
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if list.is_err() {
+            *list = quarantine(&self.parts);
         }
-    }
-
-    fn start(&mut self, request: Request, caller: &Caller) -> JobId {
-        let id = JobId(record::next_job_number(&self.parts.runtime_directory));
-        let progress = Progress::new(request.phases());
-        let cancel = CancellationToken::new();
-        let view = watch::Sender::new(JobView::new(id, &request, caller, progress.read()));
-        let last_check = self
-            .last_check
-            .as_ref()
-            .filter(|check| check.error.is_none())
-            .map(|check| check.time);
-        let job = Job {
-            sysroot: self.parts.sysroot.clone(),
-            config: self.config.clone(),
-            quarantine: self.quarantine.clone(),
-            logind: self.parts.logind.clone(),
-            systemd: self.parts.systemd.clone(),
-            progress: progress.clone(),
-            cancel: cancel.clone(),
-            last_check,
-            found: self.found.clone(),
-        };
-        tracing::info!(
-            OSTEWARD_JOB = id.0,
-            OSTEWARD_KIND = request.kind(),
-            OSTEWARD_UID = caller.uid,
-            OSTEWARD_REASON = caller.reason,
-            "{} asked for by uid {}",
-            request.kind(),
-            caller.uid
-        );
-        let publishing = tokio::spawn(job::publish(progress.clone(), view.clone()));
-        let wish = request.clone();
-        self.running.spawn(async move {
-            // A panic in a job must not take the record of the job with it.
-            let result = tokio::spawn(async move { job.run(&wish).await }).await;
-            publishing.abort();
-            (
-                id,
-                result.unwrap_or_else(|error| Err(Error::Internal(error.to_string()))),
-            )
-        });
-        self.jobs
-            .add(id, Known::new(view, request, progress, cancel));
+        drop(list);
         self.publish();
-        id
-    }
-
-    fn cancel(&mut self, id: JobId) -> Result<(), Error> {
-        let gone = || Error::UnknownObject(format!("{} is not known (any more)", id.path()));
-        let job = self.jobs.get(id).ok_or_else(gone)?;
-        job.cancel()?;
-        tracing::info!(
-            OSTEWARD_JOB = id.0,
-            "{} is being cancelled",
-            job.request.kind()
-        );
-        Ok(())
-    }
-
-    /// The job is done; a look at what it changed comes before the world is told.
-    fn ended(&mut self, id: JobId, result: Result<Outcome, Error>) {
-        let Some(job) = self.jobs.get(id) else {
-            return;
-        };
-        if let Request::Check { .. } | Request::Download(_) | Request::Upgrade(_) = job.request {
-            let is_check = job.request.is_read();
-            self.remember_check(is_check, &result);
-        }
-        let look = self.look();
-        self.ending.push((look, id, result));
-    }
-
-    fn remember_check(&mut self, is_check: bool, result: &Result<Outcome, Error>) {
-        let error = match result {
-            Err(error) if error.is_cancelled() => return,
-            Err(error) if is_check || error.is_about_finding() => {
-                let error = error.to_bus();
-                Some((error.name().to_owned(), error.message()))
+        match &self.parts.config {
+            Ok(_) => {
+                tracing::info!("the configuration was read again");
+                Ok(())
             }
-            // The host's own trouble may have come before the registry was asked.
-            Err(Error::Sysroot(_) | Error::NotBooted | Error::NotSupported(_)) => return,
-            // What came after the image was found says nothing about the registry.
-            Ok(_) | Err(_) => None,
-        };
-        let digest = self
-            .found
-            .borrow()
-            .as_ref()
-            .map(|found| found.image.digest.to_string());
-        self.last_check = Some(LastCheck {
-            time: now(),
-            error,
-            digest: digest.unwrap_or_default(),
-        });
+            Err(error) => {
+                tracing::error!(%error, "the configuration cannot be used; nothing will be fetched");
+                Err(Error::Config(error.clone()))
+            }
+        }
     }
 
     fn publish(&self) {
@@ -314,15 +230,24 @@ impl Task {
             Some(Ok(_)) | Some(Err(sysroot::Error::NotBooted)) => Look::NotBooted,
             Some(Err(error)) => Look::Broken(error.to_string()),
         };
-        let status = Status {
+        let mut status = Status {
             look,
             found: self.found.borrow().clone(),
-            last_check: self.last_check.clone(),
+            last_check: self.chronicle.last_check().cloned(),
             quarantined: self.quarantined(),
             jobs: self.jobs.views(),
+            history: self.chronicle.entries(),
+            inhibitors: self.inhibitors.list(),
             warnings: self.warnings(),
+            idle_timeout: self.config.idle_timeout,
             os: self.parts.os.clone(),
+            soft_reboots: self.parts.systemd.has_soft_reboot(),
+            difference: None,
         };
+        status.difference = status.compared().and_then(|(old, new)| {
+            // Memory only; the comparison itself is done once.
+            self.packages.difference(&old, &new)
+        });
         self.publish.send_replace(Arc::new(status));
     }
 
@@ -342,8 +267,14 @@ impl Task {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         warnings.extend(list.as_ref().err().map(ToString::to_string));
+        warnings.extend(self.chronicle.warning().map(str::to_owned));
         warnings
     }
+}
+
+fn quarantine(parts: &Parts) -> Result<Quarantine, record::Error> {
+    Quarantine::load(&parts.state_directory)
+        .inspect_err(|error| tracing::error!(%error, "the quarantine list cannot be read"))
 }
 
 async fn sleep_until(deadline: Option<Instant>) {

@@ -1,22 +1,37 @@
 //! Credentials for registries, from the auth files of the host.
 //!
-//! Invariants: the first auth file that exists is the only one that counts, as for the other tools on the
-//! host; no secret, and no piece of an auth file, gets into an error, a log line or `Debug`.
+//! The format is that of containers-auth.json(5). Credential helpers are programs, and the daemon runs
+//! none: what only a helper knows is an error that says so. Invariants: the first auth file that exists
+//! is the only one that counts, as for the other tools on the host; it is read anew each time, so that
+//! new credentials count at once; no secret, and no piece of an auth file, gets into an error, a log line
+//! or `Debug`.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
+use base64::alphabet::STANDARD;
+use base64::engine::general_purpose::GeneralPurpose;
+use base64::engine::{DecodePaddingMode, GeneralPurposeConfig};
 use serde::Deserialize;
 
 use super::Error;
 
-/// A user name and a password.
+/// Standard base64, with or without padding.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// What an auth file has for a repository.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct Credentials {
-    pub(super) user: String,
-    pub(super) password: String,
+pub(super) enum Credentials {
+    /// A user name and a password.
+    Password { user: String, password: String },
+    /// What a token server exchanges for a token.
+    IdentityToken(String),
 }
 
 impl fmt::Debug for Credentials {
@@ -37,13 +52,15 @@ struct AuthFile {
 #[derive(Deserialize)]
 struct Entry {
     auth: Option<String>,
+    #[serde(rename = "identitytoken")]
+    identity_token: Option<String>,
 }
 
 /// Looks up the credentials for a repository; `None` when there are none and access is to be anonymous.
 ///
 /// # Errors
 /// [`Error::Auth`] for a file that cannot be read or that is malformed, [`Error::NotSupported`] for an
-/// entry that needs a credential helper or an identity token.
+/// entry that needs a credential helper.
 pub(super) async fn credentials(
     files: &[PathBuf],
     registry: &str,
@@ -82,10 +99,10 @@ fn find(
             error.column()
         ))
     })?;
-    let helper_needed = |what: &str| {
+    let helper_needed = || {
         Error::NotSupported(format!(
-            "the credentials for {registry} in {} need {what}, which is not supported; \
-             put user and password into the field \"auth\"",
+            "the credentials for {registry} in {} are kept by a credential helper, which this service \
+             does not run; put user and password into the field \"auth\" (podman login --authfile)",
             path.display()
         ))
     };
@@ -94,10 +111,17 @@ fn find(
         .find_map(|scope| entries.get(scope.as_str()).map(|entry| (scope, entry)))
     else {
         return match file.helpers.keys().any(|host| normalize(host) == registry) {
-            true => Err(helper_needed("a credential helper")),
+            true => Err(helper_needed()),
             false => Ok(None),
         };
     };
+    if let Some(token) = entry
+        .identity_token
+        .as_deref()
+        .filter(|token| !token.is_empty())
+    {
+        return Ok(Some(Credentials::IdentityToken(token.to_owned())));
+    }
     match entry.auth.as_deref().filter(|auth| !auth.is_empty()) {
         Some(auth) => match decode(auth) {
             Some(credentials) => Ok(Some(credentials)),
@@ -105,7 +129,7 @@ fn find(
                 "the field \"auth\" of {key:?} is not base64 of USER:PASSWORD"
             ))),
         },
-        None => Err(helper_needed("a credential helper or an identity token")),
+        None => Err(helper_needed()),
     }
 }
 
@@ -146,42 +170,13 @@ fn normalize(key: &str) -> &str {
 }
 
 fn decode(auth: &str) -> Option<Credentials> {
-    let plain = String::from_utf8(decode_base64(auth.trim())?).ok()?;
+    let plain = String::from_utf8(BASE64.decode(auth.trim()).ok()?).ok()?;
     // Some tools pad the decoded text with NULs.
     let (user, password) = plain.trim_end_matches('\0').split_once(':')?;
-    (!user.is_empty()).then(|| Credentials {
+    (!user.is_empty()).then(|| Credentials::Password {
         user: user.to_owned(),
         password: password.to_owned(),
     })
-}
-
-/// Standard base64, with or without padding; `None` for anything that is not.
-fn decode_base64(text: &str) -> Option<Vec<u8>> {
-    let digits = text.trim_end_matches('=');
-    let padding = text.len() - digits.len();
-    if padding > 2 || (padding > 0 && !text.len().is_multiple_of(4)) || digits.len() % 4 == 1 {
-        return None;
-    }
-    let mut bytes = Vec::with_capacity(digits.len() * 3 / 4);
-    let (mut pending, mut bits) = (0u32, 0);
-    for digit in digits.bytes() {
-        let value = match digit {
-            b'A'..=b'Z' => digit - b'A',
-            b'a'..=b'z' => digit - b'a' + 26,
-            b'0'..=b'9' => digit - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        pending = (pending << 6) | u32::from(value);
-        bits += 6;
-        if bits >= 8 {
-            bits -= 8;
-            // Only the eight bits that are complete; the cast drops those already taken.
-            bytes.push((pending >> bits) as u8);
-        }
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]
@@ -195,11 +190,19 @@ mod tests {
             "quay.io/ns/os": {"auth": "cmVwbzpyMg=="},
             "https://index.docker.io/v1/": {"auth": "aHViOmg6Mw=="},
             "empty.example": {},
+            "token.example": {"auth": "PHRva2VuPjo=", "identitytoken": "t0k3n"},
             "bad.example": {"auth": "%%%"},
             "nocolon.example": {"auth": "c2VjcmV0"}
         },
         "credHelpers": {"helper.example": "pass"}
     }"#;
+
+    fn password(user: &str, password: &str) -> Credentials {
+        Credentials::Password {
+            user: user.into(),
+            password: password.into(),
+        }
+    }
 
     fn look_up(registry: &str, repository: &str) -> Result<Option<Credentials>, Error> {
         find(
@@ -212,23 +215,26 @@ mod tests {
 
     #[test]
     fn the_most_specific_key_wins() {
-        for (registry, repository, user) in [
-            ("quay.io", "other/os", Some("host")),
-            ("quay.io", "ns/other", Some("ns")),
-            ("quay.io", "ns/os", Some("repo")),
-            ("quay.io", "ns/os/deeper", Some("repo")),
-            ("quay.io", "nsx/os", Some("host")),
-            ("docker.io", "library/busybox", Some("hub")),
+        for (registry, repository, found) in [
+            ("quay.io", "other/os", Some(password("host", "h0"))),
+            ("quay.io", "ns/other", Some(password("ns", "n1"))),
+            ("quay.io", "ns/os", Some(password("repo", "r2"))),
+            ("quay.io", "ns/os/deeper", Some(password("repo", "r2"))),
+            ("quay.io", "nsx/os", Some(password("host", "h0"))),
+            // Only the first colon separates.
+            ("docker.io", "library/busybox", Some(password("hub", "h:3"))),
             ("quay.io:5000", "ns/os", None),
             ("elsewhere.example", "ns/os", None),
         ] {
-            let found = look_up(registry, repository)
-                .unwrap()
-                .map(|found| found.user);
-            assert_eq!(found.as_deref(), user, "{registry}/{repository}");
+            let place = format!("{registry}/{repository}");
+            assert!(look_up(registry, repository).unwrap() == found, "{place}");
         }
-        // Only the first colon separates.
-        assert_eq!(look_up("docker.io", "x").unwrap().unwrap().password, "h:3");
+    }
+
+    #[test]
+    fn an_identity_token_is_preferred_to_the_password_beside_it() {
+        let token = Credentials::IdentityToken("t0k3n".into());
+        assert!(look_up("token.example", "os").unwrap() == Some(token));
     }
 
     #[test]
@@ -262,11 +268,8 @@ mod tests {
 
     #[test]
     fn debug_tells_no_secret() {
-        let credentials = Credentials {
-            user: "alice".into(),
-            password: "hunter2".into(),
-        };
-        let text = format!("{credentials:?}");
+        let token = Credentials::IdentityToken("hunter2".into());
+        let text = format!("{:?} {token:?}", password("alice", "hunter2"));
         assert!(!text.contains("alice") && !text.contains("hunter2"));
     }
 
@@ -282,36 +285,28 @@ mod tests {
             "os",
         )
         .await;
-        assert_eq!(found.unwrap(), None);
+        assert!(found.unwrap().is_none());
         let found = credentials(&[path("first"), path("third")], "quay.io", "os").await;
-        assert_eq!(found.unwrap().unwrap().user, "host");
-        assert_eq!(
-            credentials(&[path("first")], "quay.io", "os")
-                .await
-                .unwrap(),
-            None
-        );
+        assert!(found.unwrap() == Some(password("host", "h0")));
+        let found = credentials(&[path("first")], "quay.io", "os").await;
+        assert!(found.unwrap().is_none());
         let unreadable = credentials(&[directory.path().to_owned()], "quay.io", "os").await;
         assert!(matches!(unreadable, Err(Error::Auth { .. })));
     }
 
     #[test]
-    fn base64_is_read_as_written() {
-        for (text, bytes) in [
-            ("", Some(&b""[..])),
-            ("Zg==", Some(b"f")),
-            ("Zg", Some(b"f")),
-            ("Zm8=", Some(b"fo")),
-            ("Zm9v", Some(b"foo")),
-            ("Zm9vYmFy", Some(b"foobar")),
-            ("+/+/", Some(&[0xfb, 0xff, 0xbf])),
-            ("Z", None),
-            ("Zg=", None),
-            ("Z===", None),
-            ("Zm 9v", None),
-            ("Zm-v", None),
+    fn base64_comes_with_and_without_padding() {
+        for (text, found) in [
+            ("YTpi", Some(password("a", "b"))),
+            (" YTpiYw==\n", Some(password("a", "bc"))),
+            ("YTpiYw", Some(password("a", "bc"))),
+            ("YTpiAA==", Some(password("a", "b"))),
+            ("OmI=", None),
+            ("YQ==", None),
+            ("YTpi%", None),
+            ("", None),
         ] {
-            assert_eq!(decode_base64(text).as_deref(), bytes, "{text:?}");
+            assert!(decode(text) == found, "{text:?}");
         }
     }
 }

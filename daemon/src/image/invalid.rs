@@ -59,6 +59,18 @@ pub enum LayoutError {
         /// What the manifest says of it.
         media_type: String,
     },
+    /// A layer that is longer than the administrator allows.
+    #[error(
+        "layer {digest} has {size} bytes, more than the {limit} that registry.max_layer_size allows"
+    )]
+    LayerTooLarge {
+        /// The layer.
+        digest: Digest,
+        /// Bytes by the manifest.
+        size: u64,
+        /// Bytes that are allowed.
+        limit: u64,
+    },
     /// The label that ends the ostree base names a layer that is not there.
     #[error("no layer has the diff_id {0:?} that the label ostree.final-diffid names")]
     FinalDiffId(String),

@@ -8,7 +8,8 @@ use oci_spec::image::{Descriptor, ImageManifest, MediaType};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::layout::{Compression, LayoutError, unreadable};
+use super::layer::Compression;
+use super::layout::{LayoutError, unreadable};
 use super::reference::Digest;
 
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";

@@ -5,20 +5,33 @@
 //! anything reads it; blobs have the size that the manifest says and are hashed by whoever consumes them,
 //! once; nothing here blocks the executor, and no credential reaches an error, a log line or `Debug`.
 
+mod answer;
+mod archive;
 mod auth;
 mod blob;
+mod connection;
+mod digest;
+mod error;
+pub mod here;
 mod invalid;
+pub mod layer;
 pub mod layout;
 mod manifest;
-mod oci_dir;
+mod members;
+mod oci_layout;
 mod origin;
+mod proxies;
 pub mod ref_name;
 pub mod reference;
 mod registry;
+mod retry;
 mod rfc3339;
 mod session;
+mod spool;
+mod storage;
+mod token;
+mod transfer;
 
-use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -27,116 +40,27 @@ use std::time::Duration;
 use futures_util::Stream;
 pub use tokio_util::bytes::Bytes;
 
-use self::layout::{Image, Layer, LayoutError, host_architecture};
+pub use self::error::Error;
+use self::here::Here;
+use self::layer::Layer;
+use self::layout::{Image, LayoutError, host_architecture};
 use self::manifest::{Document, select_platform};
-use self::oci_dir::OciDir;
-use self::reference::{Digest, ImageReference, ReferenceError};
+pub use self::members::Handed;
+use self::oci_layout::{OciLayout, Place};
+pub use self::proxies::Proxies;
+use self::reference::{Digest, ImageReference};
 use self::registry::Registry;
+pub use self::retry::{Backoff, Listener, Notice};
+use self::storage::Storage;
+
+/// How requests introduce themselves unless configured otherwise.
+const USER_AGENT: &str = concat!("osteward/", env!("CARGO_PKG_VERSION"));
 
 /// An index can lead to another one; real ones do so at most once.
 const MAX_INDEX_DEPTH: usize = 3;
 
 /// The bytes of a blob as they arrive. After the first error nothing more comes.
 pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Bytes, Error>> + Send>>;
-
-/// Why an image, or a part of it, could not be had.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The registry wants other credentials than it was given.
-    #[error("no access to {host}: {reason}")]
-    Auth {
-        /// The registry.
-        host: String,
-        /// What it said, and where credentials were looked for.
-        reason: String,
-    },
-    /// No connection, or one that broke or stalled, or a registry that is overloaded. Worth another try.
-    #[error("{host} cannot be reached: {reason}; check the network and try again")]
-    Unreachable {
-        /// The registry.
-        host: String,
-        /// What went wrong on the way.
-        reason: String,
-    },
-    /// There is no image, or no blob, of this name.
-    #[error("{what} does not exist; check the name")]
-    NotFound {
-        /// Its name.
-        what: String,
-    },
-    /// The image of this digest was there once, or never.
-    #[error(
-        "{image} has no manifest {digest} (any more); ask for another digest, or for none at all"
-    )]
-    DigestGone {
-        /// Where it was looked for.
-        image: String,
-        /// What was looked for.
-        digest: Digest,
-    },
-    /// Other bytes than those asked for.
-    #[error("the {what} has the digest {actual} instead of {expected}")]
-    DigestMismatch {
-        /// Manifest or configuration.
-        what: &'static str,
-        /// The digest that was asked for.
-        expected: Digest,
-        /// The digest of what came.
-        actual: Digest,
-    },
-    /// The registry answered with something that makes no sense.
-    #[error("{host} does not behave like a registry: {reason}")]
-    Protocol {
-        /// The registry.
-        host: String,
-        /// What it answered.
-        reason: String,
-    },
-    /// What was found is not an image that can be imported here.
-    #[error(transparent)]
-    Invalid(LayoutError),
-    /// The name of the image makes no sense.
-    #[error(transparent)]
-    Reference(#[from] ReferenceError),
-    /// A file on this host cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// Something that would be needed and does not exist here.
-    #[error("{0}")]
-    NotSupported(String),
-    /// Someone changed their mind.
-    #[error("the transfer was cancelled")]
-    Cancelled,
-}
-
-impl Error {
-    /// Whether the same request can succeed a little later without anyone doing anything.
-    pub fn is_retryable(&self) -> bool {
-        matches!(self, Error::Unreachable { .. })
-    }
-}
-
-impl From<LayoutError> for Error {
-    fn from(error: LayoutError) -> Error {
-        match error {
-            LayoutError::DigestMismatch {
-                what,
-                expected,
-                actual,
-            } => Error::DigestMismatch {
-                what,
-                expected,
-                actual,
-            },
-            other => Error::Invalid(other),
-        }
-    }
-}
 
 /// How to deal with registries.
 #[derive(Clone, Debug)]
@@ -145,10 +69,22 @@ pub struct RegistryConfig {
     pub insecure: Vec<String>,
     /// Longest time to establish a connection, TLS included.
     pub connect_timeout: Duration,
+    /// Longest time until an answer begins, connecting and being led elsewhere included.
+    pub response_timeout: Duration,
     /// Longest time without a byte before a transfer counts as stalled.
     pub read_timeout: Duration,
+    /// How failures that may pass are waited out.
+    pub backoff: Backoff,
     /// Longest manifest, index or configuration that is read, in bytes.
     pub max_manifest_bytes: u64,
+    /// Longest layer that is fetched, in bytes.
+    pub max_layer_bytes: u64,
+    /// The way out.
+    pub proxies: Proxies,
+    /// Is told when a request is waited for and made again.
+    pub listener: Listener,
+    /// What sources on this host work with.
+    pub here: Here,
     /// Where credentials are: the first file that exists is the only one read.
     pub auth_files: Vec<PathBuf>,
     /// How requests introduce themselves.
@@ -160,12 +96,18 @@ impl Default for RegistryConfig {
         RegistryConfig {
             insecure: Vec::new(),
             connect_timeout: Duration::from_secs(30),
+            response_timeout: Duration::from_secs(60),
             read_timeout: Duration::from_secs(60),
+            backoff: Backoff::default(),
             max_manifest_bytes: 4 << 20,
+            max_layer_bytes: 32 << 30,
+            proxies: Proxies::default(),
+            listener: Listener::default(),
+            here: Here::default(),
             auth_files: ["/run/ostree", "/etc/ostree", "/usr/lib/ostree"]
                 .map(|directory| PathBuf::from(directory).join("auth.json"))
                 .to_vec(),
-            user_agent: session::USER_AGENT.to_owned(),
+            user_agent: USER_AGENT.to_owned(),
         }
     }
 }
@@ -179,7 +121,8 @@ pub struct Source {
 #[derive(Clone, Debug)]
 enum Backend {
     Registry(Arc<Registry>),
-    Directory(Arc<OciDir>),
+    Layout(Arc<OciLayout>),
+    Storage(Arc<Storage>),
 }
 
 /// A manifest or an index as it was served, and its digest, which was compared if one was asked for.
@@ -193,16 +136,30 @@ impl Source {
     /// Prepares to read an image; nothing is connected to or opened yet.
     ///
     /// # Errors
-    /// None today; a later transport may not be able to promise that.
+    /// [`Error::NotSupported`] for the container storage where no tool can read it.
     pub fn open(image: &ImageReference, config: &RegistryConfig) -> Result<Source, Error> {
-        let backend = match (image.in_registry(), image.oci_dir()) {
+        let limit = config.max_manifest_bytes;
+        let backend = match (image.in_registry(), image.layout()) {
             (Some(reference), _) => Backend::Registry(Arc::new(Registry::new(reference, config))),
             (None, Some((path, tag))) => {
-                Backend::Directory(Arc::new(OciDir::new(path, tag, config.max_manifest_bytes)))
+                let place = Place::Path(image.transport(), path.to_owned());
+                let scratch = config.here.scratch.clone();
+                Backend::Layout(Arc::new(OciLayout::new(place, tag, limit, scratch)))
             }
-            (None, None) => return Err(Error::NotSupported(format!("{image} has no transport"))),
+            (None, None) => {
+                Backend::Storage(Arc::new(Storage::new(image.name(), limit, &config.here)?))
+            }
         };
         Ok(Source { backend })
+    }
+
+    /// As [`Source::open`], for a layout that a client has opened; of several images in it `tag` names one.
+    pub fn handed(handed: &Handed, tag: Option<&str>, config: &RegistryConfig) -> Source {
+        let (limit, scratch) = (config.max_manifest_bytes, config.here.scratch.clone());
+        let layout = OciLayout::new(Place::Handed(handed.clone()), tag, limit, scratch);
+        Source {
+            backend: Backend::Layout(Arc::new(layout)),
+        }
     }
 
     /// Finds the image for this machine: what the reference names now or, given a digest, exactly that
@@ -220,12 +177,9 @@ impl Source {
                 Document::Manifest(manifest) => {
                     let digest = layout::digest_of(manifest.config())?;
                     let config = self.config(&digest, manifest.config().size()).await?;
-                    return Ok(Image::parse(
-                        found.digest,
-                        index_digest,
-                        &found.bytes,
-                        &config,
-                    )?);
+                    let image = Image::parse(found.digest, index_digest, &found.bytes, &config)?;
+                    self.check_sizes(&image)?;
+                    return Ok(image);
                 }
                 Document::Index(index) => {
                     let entry = select_platform(&index.manifests, host_architecture())?;
@@ -241,32 +195,59 @@ impl Source {
         }))
     }
 
-    /// Opens the blob of a layer. Its size is checked on the way; hashing it is up to the caller.
+    /// Refuses layers that are longer than anything is fetched, before the first of them is.
+    fn check_sizes(&self, image: &Image) -> Result<(), Error> {
+        let limit = match &self.backend {
+            Backend::Registry(registry) => registry.max_layer_bytes(),
+            Backend::Layout(_) | Backend::Storage(_) => return Ok(()),
+        };
+        match image.layers.iter().find(|layer| layer.size > limit) {
+            None => Ok(()),
+            Some(layer) => Err(Error::Invalid(LayoutError::LayerTooLarge {
+                digest: layer.digest.clone(),
+                size: layer.size,
+                limit,
+            })),
+        }
+    }
+
+    /// Makes the layers ready to be streamed, where that is more than opening them, and says what they will
+    /// be like then ([`layer::Transfer`]).
+    ///
+    /// # Errors
+    /// As [`Source::resolve`].
+    pub async fn bring_out(&self, image: Image) -> Result<Image, Error> {
+        match &self.backend {
+            Backend::Storage(storage) => storage.bring_out(image).await,
+            Backend::Registry(_) | Backend::Layout(_) => Ok(image),
+        }
+    }
+
+    /// Opens what is transferred for a layer. Its size is checked on the way; hashing it is up to the caller.
     ///
     /// # Errors
     /// As [`Source::resolve`], now or in the stream.
     pub async fn blob(&self, layer: &Layer) -> Result<ByteStream, Error> {
-        self.open_blob(&layer.digest, layer.size).await
-    }
-
-    async fn open_blob(&self, digest: &Digest, size: u64) -> Result<ByteStream, Error> {
         match &self.backend {
-            Backend::Registry(registry) => registry.blob(digest, size).await,
-            Backend::Directory(directory) => directory.blob(digest, size).await,
+            Backend::Registry(registry) => registry.blob(&layer.digest, layer.size).await,
+            Backend::Layout(layout) => layout.blob(&layer.digest, layer.size).await,
+            Backend::Storage(storage) => storage.blob(layer).await,
         }
     }
 
     async fn document(&self, digest: Option<&Digest>) -> Result<RawDocument, Error> {
         match &self.backend {
             Backend::Registry(registry) => registry.document(digest).await,
-            Backend::Directory(directory) => directory.document(digest).await,
+            Backend::Layout(layout) => layout.document(digest).await,
+            Backend::Storage(storage) => storage.document(digest).await,
         }
     }
 
     async fn config(&self, digest: &Digest, size: u64) -> Result<Bytes, Error> {
         let limit = match &self.backend {
             Backend::Registry(registry) => registry.max_manifest_bytes(),
-            Backend::Directory(directory) => directory.max_manifest_bytes(),
+            Backend::Layout(layout) => layout.max_manifest_bytes(),
+            Backend::Storage(storage) => storage.max_manifest_bytes(),
         };
         if size > limit {
             return Err(Error::Invalid(LayoutError::Unreadable {
@@ -274,10 +255,17 @@ impl Source {
                 reason: format!("it has {size} bytes, more than the {limit} allowed"),
             }));
         }
-        blob::collect(self.open_blob(digest, size).await?).await
+        let stream = match &self.backend {
+            Backend::Registry(registry) => registry.blob(digest, size).await?,
+            Backend::Layout(layout) => layout.blob(digest, size).await?,
+            Backend::Storage(storage) => return storage.config(digest, size).await,
+        };
+        blob::collect(stream).await
     }
 }
 
+#[cfg(test)]
+mod layout_tests;
 #[cfg(test)]
 mod registry_tests;
 #[cfg(test)]

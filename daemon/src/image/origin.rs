@@ -7,7 +7,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::reference::{
-    FOREIGN_TRANSPORTS, ImageReference, ReferenceError, Transport, check_characters, syntax,
+    FOREIGN_TRANSPORTS, ImageReference, LOCAL_TRANSPORTS, ReferenceError, Transport,
+    check_characters, syntax,
 };
 
 /// What the forms of an origin file start with.
@@ -95,25 +96,28 @@ impl fmt::Display for OriginReference {
 }
 
 /// Reads what a person or a program passes to `Switch`: any form of an origin file, `docker://NAME`,
-/// `oci:PATH[:TAG]`, or a bare `HOST[:PORT]/REPOSITORY[:TAG][@DIGEST]`. All but the first insist on no signature.
+/// `oci:PATH[:TAG]`, `oci-archive:PATH[:TAG]`, `containers-storage:NAME`, or a bare
+/// `HOST[:PORT]/REPOSITORY[:TAG][@DIGEST]`. All but the first insist on no signature.
 ///
 /// # Errors
 /// As parsing each form; [`ReferenceError::ShortName`] when no registry is named, whatever the form;
-/// [`ReferenceError::Syntax`] for a directory that is not given by its absolute path.
+/// [`ReferenceError::Syntax`] for a directory or archive that is not given by its absolute path.
 pub fn parse_user_input(text: &str) -> Result<OriginReference, ReferenceError> {
     let text = text.trim();
     let scheme = text.split(':').next().unwrap_or_default();
     // A host can be called like a transport, but then a port follows.
-    let foreign = FOREIGN_TRANSPORTS.contains(&scheme)
-        && text[scheme.len()..]
-            .strip_prefix(':')
-            .is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()));
+    let is_host = text[scheme.len()..]
+        .strip_prefix(':')
+        .is_none_or(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+    let is_local = LOCAL_TRANSPORTS.iter().any(|(word, _)| *word == scheme);
     let parsed = if ORIGIN_SCHEMES.contains(&scheme) {
         text.parse()?
-    } else if foreign {
+    } else if FOREIGN_TRANSPORTS.contains(&scheme) && !is_host {
         return Err(ReferenceError::Transport(scheme.to_owned()));
     } else {
-        let image = if text.starts_with("docker://") || text.starts_with("oci:") {
+        // "oci:5000/x" was never a registry: a relative path is the likelier mistake.
+        let is_transport = scheme == "oci" || (is_local && !is_host);
+        let image = if text.starts_with("docker://") || is_transport && text.contains(':') {
             text.parse()?
         } else {
             ImageReference::registry(text)?
@@ -123,13 +127,11 @@ pub fn parse_user_input(text: &str) -> Result<OriginReference, ReferenceError> {
             image,
         }
     };
-    match parsed.image.oci_dir() {
+    match parsed.image.layout() {
         None if !parsed.image.is_qualified() => {
             Err(ReferenceError::ShortName(parsed.image.name().to_owned()))
         }
-        Some((path, _)) if !path.is_absolute() => {
-            Err(syntax(text, "the path of the directory is not absolute"))
-        }
+        Some((path, _)) if !path.is_absolute() => Err(syntax(text, "the path is not absolute")),
         _ => Ok(parsed),
     }
 }
@@ -205,6 +207,18 @@ mod tests {
             ),
             ("oci:/var/os:1", "ostree-unverified-image:oci:/var/os:1"),
             (
+                "oci-archive:/var/os.tar:1",
+                "ostree-unverified-image:oci-archive:/var/os.tar:1",
+            ),
+            (
+                "containers-storage:localhost/os",
+                "ostree-unverified-image:containers-storage:localhost/os",
+            ),
+            (
+                "oci-archive:5000/x",
+                "ostree-unverified-registry:oci-archive:5000/x",
+            ),
+            (
                 "ostree-image-signed:docker://quay.io/x",
                 "ostree-image-signed:docker://quay.io/x",
             ),
@@ -221,6 +235,8 @@ mod tests {
             "library/fedora",
             "docker://fedora",
             "ostree-unverified-registry:fedora",
+            "containers-storage:fedora",
+            "containers-storage:e3b0c44298fc",
         ] {
             let error = parse_user_input(text).unwrap_err();
             assert!(
@@ -230,8 +246,8 @@ mod tests {
             assert!(error.to_string().contains("quay.io/example/os:latest"));
         }
         for text in [
-            "oci-archive:/x.tar",
-            "containers-storage:localhost/x",
+            "docker-archive:/x.tar",
+            "docker-daemon:localhost/x",
             "dir:/x",
         ] {
             let error = parse_user_input(text).unwrap_err();
@@ -240,7 +256,14 @@ mod tests {
                 "{text}: {error}"
             );
         }
-        for text in ["oci:relative", "oci:5000/x", "", "--help", "quay.io/X"] {
+        for text in [
+            "oci:relative",
+            "oci:5000/x",
+            "oci-archive:x.tar",
+            "",
+            "--help",
+            "quay.io/X",
+        ] {
             let error = parse_user_input(text).unwrap_err();
             assert!(
                 matches!(error, ReferenceError::Syntax { .. }),

@@ -1,29 +1,33 @@
 //! Images in a registry: requests, what their answers mean, manifests and blobs.
 //!
-//! Manifests are requested here and not through oci-client, because that reads answers of any length into
-//! memory; references and the token handshake are its part. Invariants: plain HTTP only to loopback and to
-//! hosts configured so, and from TLS no redirect leads back to it; every answer ends in one of the errors
-//! of [`Error`], whose text has no URL, since those can carry signatures.
+//! Invariants: plain HTTP only to loopback and to hosts configured so; credentials are got only for the
+//! registry itself, never because a host that it leads to asks for them; what is read into memory is
+//! bounded; every answer ends in one of the errors of [`Error`].
 
-use std::error::Error as _;
-use std::net::IpAddr;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
 
-use futures_util::TryStreamExt;
 use oci_client::Reference;
-use reqwest::header::{ACCEPT, HeaderMap, WWW_AUTHENTICATE};
-use reqwest::{Client, Response, StatusCode};
-use serde::Deserialize;
-use tokio::sync::OnceCell;
-use tokio_util::bytes::{Bytes, BytesMut};
+use reqwest::header::{ACCEPT, HeaderMap, RANGE, WWW_AUTHENTICATE};
+use reqwest::{Response, StatusCode, Url};
+use tokio_util::bytes::Bytes;
 
+use super::answer::{explanation, is_temporary, retry_after};
+use super::connection::{Connection, Redirects, is_plain_http};
 use super::layout::{LayoutError, verify};
 use super::manifest::{Document, MANIFEST_TYPES};
 use super::reference::Digest;
+use super::retry::Patience;
 use super::session::{Pass, Session};
-use super::{ByteStream, Error, RawDocument, RegistryConfig, blob};
+use super::transfer::BlobTransfer;
+use super::{ByteStream, Error, RawDocument, RegistryConfig};
 
-/// Bytes of an error document that are read to find out what the registry has to say.
+/// Bytes of an error document that are read to find out what the registry has to say …
 const MAX_ERROR_BYTES: u64 = 16 << 10;
+/// … and the longest time that this takes.
+const MAX_ERROR_TIME: Duration = Duration::from_secs(5);
 
 /// One repository of a registry.
 #[derive(Debug)]
@@ -31,23 +35,25 @@ pub(super) struct Registry {
     reference: Reference,
     /// `SCHEME://HOST/v2/REPOSITORY`
     base: String,
-    plain_http: bool,
     config: RegistryConfig,
+    connection: Connection,
     session: Session,
-    client: OnceCell<Client>,
+    /// A range was not understood once.
+    without_ranges: AtomicBool,
 }
 
 impl Registry {
     pub(super) fn new(reference: &Reference, config: &RegistryConfig) -> Registry {
-        let plain_http = is_plain_http(reference.registry(), &config.insecure);
+        let (registry, repository) = (reference.registry(), reference.repository());
+        let plain_http = is_plain_http(registry, &config.insecure);
         let scheme = if plain_http { "http" } else { "https" };
         let host = reference.resolve_registry();
         Registry {
-            base: format!("{scheme}://{host}/v2/{}", reference.repository()),
-            plain_http,
-            session: Session::new(reference, plain_http, config),
+            base: format!("{scheme}://{host}/v2/{repository}"),
+            connection: Connection::new(registry, plain_http, Redirects::Follow, config),
+            session: Session::new(registry, repository, plain_http, config),
             config: config.clone(),
-            client: OnceCell::new(),
+            without_ranges: AtomicBool::new(false),
             reference: reference.clone(),
         }
     }
@@ -57,6 +63,11 @@ impl Registry {
         self.config.max_manifest_bytes
     }
 
+    /// Longest layer that is fetched, in bytes.
+    pub(super) fn max_layer_bytes(&self) -> u64 {
+        self.config.max_layer_bytes
+    }
+
     /// The manifest or index of this digest, or the one that the reference names.
     pub(super) async fn document(&self, digest: Option<&Digest>) -> Result<RawDocument, Error> {
         let pinned = match (digest, self.reference.digest()) {
@@ -64,14 +75,26 @@ impl Registry {
             (None, Some(text)) => Some(text.parse()?),
             (None, None) => None,
         };
-        let name = match &pinned {
+        let mut patience = self.patience();
+        loop {
+            match self.ask_for_document(pinned.as_ref()).await {
+                Ok(document) => {
+                    patience.progressed(self.host());
+                    return Ok(document);
+                }
+                Err(failure) => patience.wait(failure).await?,
+            }
+        }
+    }
+
+    async fn ask_for_document(&self, pinned: Option<&Digest>) -> Result<RawDocument, Error> {
+        let name = match pinned {
             Some(digest) => digest.as_str(),
             None => self.reference.tag().unwrap_or("latest"),
         };
-        let response = self
-            .get(&format!("manifests/{name}"), &MANIFEST_TYPES.join(", "))
-            .await?;
-        let response = self.expect_ok(response, || match &pinned {
+        let types = MANIFEST_TYPES.join(", ");
+        let response = self.get(&format!("manifests/{name}"), &types, None).await?;
+        let response = self.expect_ok(response, || match pinned {
             Some(digest) => Error::DigestGone {
                 image: self.name(),
                 digest: digest.clone(),
@@ -82,49 +105,74 @@ impl Registry {
         });
         let response = response.await?;
         let announced = announced_digest(response.headers());
-        let bytes = self.read(response, self.config.max_manifest_bytes).await?;
-        match pinned.or(announced) {
+        let limit = self.config.max_manifest_bytes;
+        let bytes = self.connection.read(response, limit).await?;
+        let expected = pinned.cloned().or(announced);
+        let digest = match expected {
             Some(expected) => {
                 check_digest(&expected, &bytes)?;
-                Ok(RawDocument {
-                    digest: expected,
-                    bytes,
-                })
+                expected
             }
-            None => Ok(RawDocument {
-                digest: Digest::of(&bytes),
-                bytes,
-            }),
-        }
+            None => Digest::of(&bytes),
+        };
+        Ok(RawDocument { digest, bytes })
     }
 
     /// The blob of this digest, which must have this many bytes.
-    pub(super) async fn blob(&self, digest: &Digest, size: u64) -> Result<ByteStream, Error> {
-        let response = self.get(&format!("blobs/{digest}"), "*/*").await?;
+    pub(super) async fn blob(
+        self: &Arc<Registry>,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<ByteStream, Error> {
+        BlobTransfer::open(Arc::clone(self), digest, size).await
+    }
+
+    /// Asks for a blob, or for some of its bytes.
+    pub(super) async fn get_blob(
+        &self,
+        digest: &Digest,
+        bytes: Option<Range<u64>>,
+    ) -> Result<Response, Error> {
+        self.get(&format!("blobs/{digest}"), "*/*", bytes).await
+    }
+
+    /// Passes on the answer that has a whole blob.
+    pub(super) async fn expect_blob(
+        &self,
+        response: Response,
+        digest: &Digest,
+    ) -> Result<Response, Error> {
         let missing = || Error::NotFound {
             what: format!("the blob {digest} of {}", self.name()),
         };
-        let response = self.expect_ok(response, missing).await?;
-        let (host, digest) = (self.host().to_owned(), digest.clone());
-        let wrong_size = {
-            let host = host.clone();
-            move |actual| Error::Protocol {
-                host: host.clone(),
-                reason: format!("the blob {digest} has {actual} bytes instead of {size}"),
-            }
-        };
-        if let Some(announced) = response.content_length()
-            && announced != size
-        {
-            return Err(wrong_size(announced));
-        }
-        let bytes = response
-            .bytes_stream()
-            .map_err(move |error| network_error(&host, error));
-        Ok(blob::sized(Box::pin(bytes), size, wrong_size))
+        self.expect_ok(response, missing).await
     }
 
-    fn host(&self) -> &str {
+    /// Patience with one request to this registry.
+    pub(super) fn patience(&self) -> Patience {
+        Patience::new(self.config.backoff, self.config.listener.clone())
+    }
+
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Whether it makes sense to ask for a part of a blob.
+    pub(super) fn knows_ranges(&self) -> bool {
+        !self.without_ranges.load(Ordering::Relaxed)
+    }
+
+    /// A range was not understood, so no further one is asked for.
+    pub(super) fn forget_ranges(&self) {
+        if !self.without_ranges.swap(true, Ordering::Relaxed) {
+            tracing::info!(
+                host = self.host(),
+                "no ranges here: broken transfers begin anew"
+            );
+        }
+    }
+
+    pub(super) fn host(&self) -> &str {
         self.reference.registry()
     }
 
@@ -132,53 +180,49 @@ impl Registry {
         format!("{}/{}", self.host(), self.reference.repository())
     }
 
-    /// One request, and a second one if the first is refused for want of (fresh) credentials.
-    async fn get(&self, path: &str, accept: &str) -> Result<Response, Error> {
-        let pass = self.session.pass().await;
-        let response = self.send(path, accept, &pass).await?;
-        if response.status() != StatusCode::UNAUTHORIZED {
-            return Ok(response);
-        }
-        let challenges: Vec<String> = response
-            .headers()
-            .get_all(WWW_AUTHENTICATE)
-            .iter()
-            .filter_map(|value| value.to_str().ok().map(str::to_owned))
-            .collect();
-        let pass = self.session.renew(&pass, &challenges).await?;
-        self.send(path, accept, &pass).await
-    }
-
-    async fn send(&self, path: &str, accept: &str, pass: &Pass) -> Result<Response, Error> {
-        let client = self.client.get_or_try_init(|| self.connect()).await?;
-        let request = client
-            .get(format!("{}/{path}", self.base))
-            .header(ACCEPT, accept);
-        let sent = pass.apply(request).send().await;
-        sent.map_err(|error| network_error(self.host(), error))
-    }
-
-    /// Makes the client, in a place where reading the system's certificates blocks nobody.
-    async fn connect(&self) -> Result<Client, Error> {
-        let (config, plain_http) = (self.config.clone(), self.plain_http);
-        let build = move || {
-            let builder = || {
-                Client::builder()
-                    .user_agent(&config.user_agent)
-                    .connect_timeout(config.connect_timeout)
-                    .read_timeout(config.read_timeout)
-                    .https_only(!plain_http)
-            };
-            match builder().build() {
-                // A host without certificates can still talk to itself.
-                Err(_) if plain_http => builder().tls_certs_only([]).build(),
-                built => built,
+    /// One request, and another one when it is refused for want of a fresh authorization. One that
+    /// others renewed meanwhile may have run out again, so it does not count as the own renewal.
+    async fn get(
+        &self,
+        path: &str,
+        accept: &str,
+        bytes: Option<Range<u64>>,
+    ) -> Result<Response, Error> {
+        let url = format!("{}/{path}", self.base);
+        let mut pass = self.session.pass().await;
+        let mut renewed = false;
+        loop {
+            let response = self.send(&url, accept, bytes.as_ref(), &pass).await?;
+            let refused = response.status() == StatusCode::UNAUTHORIZED;
+            if !refused || renewed || !is_same_host(&url, response.url()) {
+                return Ok(response);
             }
+            let challenges: Vec<String> = response
+                .headers()
+                .get_all(WWW_AUTHENTICATE)
+                .iter()
+                .filter_map(|value| value.to_str().ok().map(str::to_owned))
+                .collect();
+            (pass, renewed) = self.session.renew(&pass, &challenges).await?;
+        }
+    }
+
+    async fn send(
+        &self,
+        url: &str,
+        accept: &str,
+        bytes: Option<&Range<u64>>,
+        pass: &Pass,
+    ) -> Result<Response, Error> {
+        let client = self.connection.client().await?;
+        let request = client.get(url).header(ACCEPT, accept);
+        let request = match bytes {
+            Some(bytes) => {
+                request.header(RANGE, format!("bytes={}-{}", bytes.start, bytes.end - 1))
+            }
+            None => request,
         };
-        let built = tokio::task::spawn_blocking(build)
-            .await
-            .map_err(|_| Error::Cancelled)?;
-        built.map_err(|error| network_error(self.host(), error))
+        self.connection.send(pass.apply(request)).await
     }
 
     /// Passes an answer on if it is the one hoped for, else says what it means.
@@ -194,66 +238,52 @@ impl Registry {
         if status == StatusCode::NOT_FOUND {
             return Err(missing());
         }
-        let explanation = match self.read(response, MAX_ERROR_BYTES).await {
-            Ok(bytes) => explanation(&bytes),
-            Err(_) => None,
-        };
-        let reason = match explanation {
-            Some(explanation) => format!("it answers {status}: {explanation}"),
-            None => format!("it answers {status}"),
-        };
+        if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED
+            && let Some(refusal) = self.connection.proxy_refusal()
+        {
+            return Err(refusal);
+        }
+        let at_home = is_same_host(&self.base, response.url());
+        let wait = retry_after(response.headers(), SystemTime::now());
+        let reason = self.reason(response, wait).await;
         let host = self.host().to_owned();
         Err(match status {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => self.session.refused(&reason),
-            StatusCode::TOO_MANY_REQUESTS
-            | StatusCode::BAD_GATEWAY
-            | StatusCode::SERVICE_UNAVAILABLE
-            | StatusCode::GATEWAY_TIMEOUT => Error::Unreachable { host, reason },
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if at_home => {
+                self.session.refused(&reason)
+            }
+            _ if is_temporary(status) => Error::Unavailable {
+                host,
+                reason,
+                retry_after: wait,
+            },
             _ => Error::Protocol { host, reason },
         })
     }
 
-    /// Reads a short answer; one that is longer than the limit is given up on as soon as that is known.
-    async fn read(&self, mut response: Response, limit: u64) -> Result<Bytes, Error> {
-        let too_long = || Error::Protocol {
-            host: self.host().to_owned(),
-            reason: format!("its answer is longer than the {limit} bytes allowed"),
-        };
-        if response
-            .content_length()
-            .is_some_and(|length| length > limit)
+    /// What an answer says, and who gave it if it was not the registry itself.
+    async fn reason(&self, response: Response, wait: Option<Duration>) -> String {
+        let mut reason = format!("it answers {}", response.status());
+        if !is_same_host(&self.base, response.url()) {
+            let host = response.url().host_str().unwrap_or("another host");
+            reason = format!("it leads to {host}, which answers {}", response.status());
+        }
+        let said = self.connection.read(response, MAX_ERROR_BYTES);
+        if let Ok(Ok(bytes)) = tokio::time::timeout(MAX_ERROR_TIME, said).await
+            && let Some(explanation) = explanation(&bytes)
         {
-            return Err(too_long());
+            reason = format!("{reason}: {explanation}");
         }
-        let mut bytes = BytesMut::new();
-        let failed = |error| network_error(self.host(), error);
-        while let Some(chunk) = response.chunk().await.map_err(failed)? {
-            bytes.extend_from_slice(&chunk);
-            if bytes.len() as u64 > limit {
-                return Err(too_long());
-            }
+        if let Some(wait) = wait.filter(|wait| !wait.is_zero()) {
+            let wait = wait.as_secs_f64().ceil();
+            reason = format!("{reason} (it wants to be left alone for {wait} s)");
         }
-        Ok(bytes.freeze())
+        reason
     }
 }
 
-/// Whether a registry is spoken to without TLS.
-fn is_plain_http(registry: &str, insecure: &[String]) -> bool {
-    insecure.iter().any(|host| host == registry) || is_loopback(registry)
-}
-
-fn is_loopback(registry: &str) -> bool {
-    let host = match registry
-        .strip_prefix('[')
-        .and_then(|rest| rest.split_once(']'))
-    {
-        Some((address, _)) => address,
-        None => registry.split(':').next().unwrap_or(registry),
-    };
-    host == "localhost"
-        || host
-            .parse::<IpAddr>()
-            .is_ok_and(|address| address.is_loopback())
+/// Whether an answer came from the host that was asked, and not from one that it leads to.
+fn is_same_host(asked: &str, answered: &Url) -> bool {
+    Url::parse(asked).is_ok_and(|asked| asked.origin() == answered.origin())
 }
 
 fn announced_digest(headers: &HeaderMap) -> Option<Digest> {
@@ -265,7 +295,7 @@ fn announced_digest(headers: &HeaderMap) -> Option<Digest> {
         .ok()
 }
 
-fn check_digest(expected: &Digest, bytes: &[u8]) -> Result<(), Error> {
+fn check_digest(expected: &Digest, bytes: &Bytes) -> Result<(), Error> {
     match verify("manifest", expected, bytes) {
         Ok(()) => Ok(()),
         // The digest of schema 1 covers only a part of it, so it never matches; say what it is instead.
@@ -273,91 +303,5 @@ fn check_digest(expected: &Digest, bytes: &[u8]) -> Result<(), Error> {
             Err(Error::Invalid(LayoutError::Schema1))
         }
         Err(error) => Err(error.into()),
-    }
-}
-
-/// What a registry says in the error document of the distribution specification.
-fn explanation(bytes: &[u8]) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Envelope {
-        errors: Vec<Entry>,
-    }
-    #[derive(Deserialize)]
-    struct Entry {
-        #[serde(default)]
-        code: String,
-        #[serde(default)]
-        message: String,
-    }
-    let envelope: Envelope = serde_json::from_slice(bytes).ok()?;
-    let first = envelope.errors.into_iter().next()?;
-    let text = if first.message.is_empty() {
-        first.code
-    } else {
-        first.message
-    };
-    let text: String = text.chars().filter(|c| !c.is_control()).take(200).collect();
-    (!text.is_empty()).then_some(text)
-}
-
-/// What an error of the HTTP client means, without the URL.
-pub(super) fn network_error(host: &str, error: reqwest::Error) -> Error {
-    let error = error.without_url();
-    let host = host.to_owned();
-    // A body that breaks off counts as one that does not decode, so that says nothing about the registry.
-    let makes_no_sense = error.is_redirect() || error.is_builder();
-    let mut reason = if error.is_timeout() {
-        "no answer for too long".to_owned()
-    } else {
-        error.to_string()
-    };
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let text = inner.to_string();
-        if !reason.contains(&text) {
-            reason = format!("{reason}: {text}");
-        }
-        cause = inner.source();
-    }
-    match makes_no_sense && !error.is_timeout() {
-        true => Error::Protocol { host, reason },
-        false => Error::Unreachable { host, reason },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn plain_http_is_for_loopback_and_for_those_configured() {
-        let insecure = ["registry.example:5000".to_owned()];
-        for (registry, plain) in [
-            ("localhost", true),
-            ("localhost:5000", true),
-            ("127.0.0.1:5000", true),
-            ("127.8.9.10", true),
-            ("[::1]:5000", true),
-            ("registry.example:5000", true),
-            ("registry.example", false),
-            ("localhost.example", false),
-            ("127.0.0.1.example", false),
-            ("10.0.0.1:5000", false),
-            ("quay.io", false),
-        ] {
-            assert_eq!(is_plain_http(registry, &insecure), plain, "{registry}");
-        }
-    }
-
-    #[test]
-    fn errors_of_the_registry_are_quoted_short_and_on_one_line() {
-        let document = br#"{"errors":[{"code":"DENIED","message":"not\nfor you"},{"code":"X"}]}"#;
-        assert_eq!(explanation(document).as_deref(), Some("notfor you"));
-        assert_eq!(
-            explanation(br#"{"errors":[{"code":"DENIED"}]}"#).as_deref(),
-            Some("DENIED")
-        );
-        assert_eq!(explanation(br#"{"errors":[]}"#), None);
-        assert_eq!(explanation(b"<html>"), None);
     }
 }

@@ -3,26 +3,33 @@
 
 mod answers;
 mod login;
+mod resuming;
+mod retrying;
+mod way;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use super::layout::{Layer, LayoutError, host_architecture};
+use super::layer::Layer;
+use super::layout::{LayoutError, host_architecture};
 use super::reference::{Digest, ImageReference};
 use super::test_images::{TestImage, bytes, image, index};
-use super::{Error, RegistryConfig, Source, blob};
+use super::{Backoff, Error, RegistryConfig, Source, blob};
 
-/// What came in: the path with its query, and the value of `Authorization`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What came in: what follows the method (the path with its query), two of the headers, and the body.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Request {
+    method: String,
     path: String,
     authorization: Option<String>,
+    range: Option<String>,
+    body: String,
 }
 
 /// What happens after the bytes of an answer.
@@ -98,18 +105,19 @@ impl Server {
     }
 
     fn source(&self) -> Source {
-        self.source_with(RegistryConfig::default())
+        self.source_with(hasty())
     }
 
     fn source_with(&self, config: RegistryConfig) -> Source {
         let reference: ImageReference = format!("docker://{}/ns/os:1", self.address)
             .parse()
             .unwrap();
-        let config = RegistryConfig {
-            read_timeout: Duration::from_millis(300),
-            ..config
-        };
         Source::open(&reference, &config).unwrap()
+    }
+
+    /// How often each path was asked for.
+    fn count(&self, path: &str) -> usize {
+        self.paths().iter().filter(|asked| *asked == path).count()
     }
 
     fn paths(&self) -> Vec<String> {
@@ -129,27 +137,36 @@ async fn serve(
     address: String,
 ) {
     let mut stream = BufReader::new(stream);
-    let mut request = Request {
-        path: String::new(),
-        authorization: None,
-    };
+    let (mut request, mut length) = (Request::default(), 0);
     loop {
         let mut line = String::new();
         if stream.read_line(&mut line).await.unwrap_or(0) == 0 {
             return;
         }
         let line = line.trim_end();
-        if let Some(rest) = line.strip_prefix("GET ") {
-            request.path = rest.split(' ').next().unwrap_or_default().to_owned();
+        if line.is_empty() {
+            break;
         }
-        match line.split_once(": ") {
-            Some((name, value)) if name.eq_ignore_ascii_case("authorization") => {
-                request.authorization = Some(value.to_owned());
-            }
-            _ if line.is_empty() => break,
+        if request.method.is_empty() {
+            let mut words = line.split(' ').map(str::to_owned);
+            request.method = words.next().unwrap_or_default();
+            request.path = words.next().unwrap_or_default();
+        }
+        let Some((name, value)) = line.split_once(": ") else {
+            continue;
+        };
+        match name.to_ascii_lowercase().as_str() {
+            "authorization" | "proxy-authorization" => request.authorization = Some(value.into()),
+            "range" => request.range = Some(value.into()),
+            "content-length" => length = value.parse().unwrap(),
             _ => {}
         }
     }
+    let mut body = vec![0; length];
+    if stream.read_exact(&mut body).await.is_err() {
+        return;
+    }
+    request.body = String::from_utf8(body).unwrap();
     let answer = handler(&request, &address);
     log.lock().unwrap().push(request);
     let _ = stream.write_all(&answer.bytes).await;
@@ -160,6 +177,28 @@ async fn serve(
         }
         Then::Reset => drop(stream.into_inner().set_zero_linger()),
         Then::Stall => std::future::pending().await,
+    }
+}
+
+/// As little patience with failures as a test needs: one that is tried again shows within milliseconds.
+/// A slow machine is no failure.
+fn hasty() -> RegistryConfig {
+    RegistryConfig {
+        backoff: Backoff {
+            first: Duration::from_millis(1),
+            longest: Duration::from_millis(4),
+            give_up: Duration::from_millis(200),
+        },
+        ..RegistryConfig::default()
+    }
+}
+
+/// Hardly any patience with silence, for servers that never end it.
+fn curt() -> RegistryConfig {
+    RegistryConfig {
+        read_timeout: Duration::from_millis(300),
+        response_timeout: Duration::from_millis(300),
+        ..hasty()
     }
 }
 
@@ -207,7 +246,7 @@ fn auth_file(server: &Server, text: &str) -> (tempfile::TempDir, RegistryConfig)
         directory,
         RegistryConfig {
             auth_files: vec![path],
-            ..RegistryConfig::default()
+            ..hasty()
         },
     )
 }

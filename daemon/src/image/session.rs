@@ -1,30 +1,24 @@
 //! Being allowed in: the authorization that requests to one repository carry, and how it is renewed.
 //!
 //! Nothing is sent before the registry asks: anonymous registries cost no extra request. Invariants: of
-//! many requests that are refused at once, one does the handshake and the others wait for it; what was
-//! obtained is sent only to the registry that asked, and never printed.
+//! many requests that are refused at once, one gets the new authorization and the others wait for it;
+//! what was obtained is sent only to the registry that asked, and never printed.
 
 use std::fmt;
 
-use oci_client::client::{Client, ClientConfig, ClientProtocol};
-use oci_client::errors::OciDistributionError;
-use oci_client::secrets::RegistryAuth;
-use oci_client::{Reference, RegistryOperation};
-use reqwest::RequestBuilder;
+use reqwest::{RequestBuilder, Url};
 use tokio::sync::Mutex;
 
 use super::auth::{self, Credentials};
-use super::registry::network_error;
+use super::connection::{Connection, Redirects, may_be_plain};
+use super::token::{self, Challenge, NoToken};
 use super::{Error, RegistryConfig};
-
-/// How requests introduce themselves unless configured otherwise.
-pub(super) const USER_AGENT: &str = concat!("osteward/", env!("CARGO_PKG_VERSION"));
 
 /// What a request carries to be let in.
 #[derive(Clone)]
 enum Authorization {
     Anonymous,
-    Basic(Credentials),
+    Basic { user: String, password: String },
     Bearer(String),
 }
 
@@ -32,7 +26,7 @@ impl fmt::Debug for Authorization {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Authorization::Anonymous => "Anonymous",
-            Authorization::Basic(_) => "Basic(<redacted>)",
+            Authorization::Basic { .. } => "Basic(<redacted>)",
             Authorization::Bearer(_) => "Bearer(<redacted>)",
         })
     }
@@ -49,9 +43,7 @@ impl Pass {
     pub(super) fn apply(&self, request: RequestBuilder) -> RequestBuilder {
         match &self.authorization {
             Authorization::Anonymous => request,
-            Authorization::Basic(Credentials { user, password }) => {
-                request.basic_auth(user, Some(password))
-            }
+            Authorization::Basic { user, password } => request.basic_auth(user, Some(password)),
             Authorization::Bearer(token) => request.bearer_auth(token),
         }
     }
@@ -60,18 +52,26 @@ impl Pass {
 /// The authorization for one repository.
 #[derive(Debug)]
 pub(super) struct Session {
-    reference: Reference,
-    plain_http: bool,
+    registry: String,
+    repository: String,
     config: RegistryConfig,
+    /// The way to token servers.
+    connection: Connection,
     pass: Mutex<Pass>,
 }
 
 impl Session {
-    pub(super) fn new(reference: &Reference, plain_http: bool, config: &RegistryConfig) -> Session {
+    pub(super) fn new(
+        registry: &str,
+        repository: &str,
+        plain_http: bool,
+        config: &RegistryConfig,
+    ) -> Session {
         Session {
-            reference: reference.clone(),
-            plain_http,
+            registry: registry.to_owned(),
+            repository: repository.to_owned(),
             config: config.clone(),
+            connection: Connection::new(registry, plain_http, Redirects::Refuse, config),
             pass: Mutex::new(Pass {
                 generation: 0,
                 authorization: Authorization::Anonymous,
@@ -84,35 +84,65 @@ impl Session {
         self.pass.lock().await.clone()
     }
 
-    /// Gets another pass after this one was refused with these challenges (`WWW-Authenticate`).
+    /// Gets another pass after this one was refused with these challenges (`WWW-Authenticate`); tells
+    /// whether it was made now, or by somebody else while this request was on its way.
     ///
     /// # Errors
     /// [`Error::Auth`] when there is none to be had, and what can happen on the way to it.
-    pub(super) async fn renew(&self, refused: &Pass, challenges: &[String]) -> Result<Pass, Error> {
+    pub(super) async fn renew(
+        &self,
+        refused: &Pass,
+        challenges: &[String],
+    ) -> Result<(Pass, bool), Error> {
         let mut pass = self.pass.lock().await;
         if pass.generation != refused.generation {
-            return Ok(pass.clone());
+            return Ok((pass.clone(), false));
         }
-        let (registry, repository) = (self.reference.registry(), self.reference.repository());
-        let credentials = auth::credentials(&self.config.auth_files, registry, repository).await?;
-        let unprotected = |challenge: &String| challenge.contains("\"http://");
-        if !self.plain_http && credentials.is_some() && challenges.iter().any(unprotected) {
-            return Err(self.refused("its token server is not behind TLS"));
-        }
-        let offers = |scheme: &str| challenges.iter().any(|challenge| offers(challenge, scheme));
-        let authorization = if offers("bearer") {
-            Authorization::Bearer(self.token(credentials).await?)
-        } else if offers("basic") {
-            let missing = || self.refused("it wants a user and a password");
-            Authorization::Basic(credentials.ok_or_else(missing)?)
-        } else {
-            return Err(self.refused("it asks for credentials in no way that is known here"));
+        let files = &self.config.auth_files;
+        let credentials = auth::credentials(files, &self.registry, &self.repository).await?;
+        let authorization = match token::choose(challenges.iter().map(String::as_str)) {
+            Some(Challenge::Bearer { realm, service }) => {
+                let service = service.as_deref();
+                Authorization::Bearer(self.token(&realm, service, credentials.as_ref()).await?)
+            }
+            Some(Challenge::Basic) => match credentials {
+                Some(Credentials::Password { user, password }) => {
+                    Authorization::Basic { user, password }
+                }
+                Some(Credentials::IdentityToken(_)) => {
+                    return Err(self.refused(
+                        "it wants a user and a password, and the auth file has an identity token",
+                    ));
+                }
+                None => return Err(self.refused("it wants a user and a password")),
+            },
+            None => {
+                return Err(self.refused("it asks for credentials in no way that is known here"));
+            }
         };
         *pass = Pass {
             generation: pass.generation + 1,
             authorization,
         };
-        Ok(pass.clone())
+        Ok((pass.clone(), true))
+    }
+
+    async fn token(
+        &self,
+        realm: &Url,
+        service: Option<&str>,
+        credentials: Option<&Credentials>,
+    ) -> Result<String, Error> {
+        if realm.scheme() != "https" && !may_be_plain(realm, &self.config.insecure) {
+            return Err(self.refused("its token server is not behind TLS"));
+        }
+        let (connection, repository) = (&self.connection, &self.repository);
+        token::fetch(connection, realm, service, repository, credentials)
+            .await
+            .map_err(|error| match error {
+                NoToken::Refused(reason) => self.refused(&reason),
+                NoToken::Failed(error) => error,
+            })
     }
 
     /// A refusal, and where the administrator can put what is missing.
@@ -124,89 +154,13 @@ impl Session {
             .map(|path| path.display().to_string())
             .collect();
         Error::Auth {
-            host: self.reference.registry().to_owned(),
+            host: self.registry.clone(),
             reason: format!(
                 "{reason} (credentials are read from the first of {})",
                 files.join(", ")
             ),
         }
     }
-
-    /// Fetches a token with oci-client, which asks the registry where to get one.
-    async fn token(&self, credentials: Option<Credentials>) -> Result<String, Error> {
-        let client = self.token_client().await?;
-        let (secret, auth) = match credentials {
-            Some(Credentials { user, password }) => {
-                (Some(password.clone()), RegistryAuth::Basic(user, password))
-            }
-            None => (None, RegistryAuth::Anonymous),
-        };
-        let answer = client
-            .auth(&self.reference, &auth, RegistryOperation::Pull)
-            .await;
-        match answer {
-            Ok(Some(token)) => Ok(token),
-            Ok(None) => Err(self.refused("it wants a token but does not say from where")),
-            Err(error) => Err(self.token_error(error, secret.as_deref())),
-        }
-    }
-
-    /// The client is made for the handshake alone, which is rare; it reads certificates, so it is made
-    /// where that blocks nobody.
-    async fn token_client(&self) -> Result<Client, Error> {
-        let config = ClientConfig {
-            protocol: if self.plain_http {
-                ClientProtocol::Http
-            } else {
-                ClientProtocol::Https
-            },
-            connect_timeout: Some(self.config.connect_timeout),
-            read_timeout: Some(self.config.read_timeout),
-            user_agent: USER_AGENT,
-            platform_resolver: None,
-            ..ClientConfig::default()
-        };
-        let made = tokio::task::spawn_blocking(move || Client::try_from(config)).await;
-        made.map_err(|_| Error::Cancelled)?
-            .map_err(|error| self.token_error(error, None))
-    }
-
-    fn token_error(&self, error: OciDistributionError, secret: Option<&str>) -> Error {
-        let host = self.reference.registry();
-        match error {
-            OciDistributionError::AuthenticationFailure(answer) => {
-                // The answer is the token server's own text; one that repeats the password stays here.
-                let repeats = secret.is_some_and(|secret| answer.contains(secret));
-                let shown: String = answer
-                    .chars()
-                    .filter(|c| !c.is_control())
-                    .take(200)
-                    .collect();
-                match repeats || shown.is_empty() {
-                    true => self.refused("its token server says no"),
-                    false => self.refused(&format!("its token server says no: {shown}")),
-                }
-            }
-            OciDistributionError::RequestError(error) => network_error(host, error),
-            OciDistributionError::RegistryTokenDecodeError(_) => Error::Protocol {
-                host: host.to_owned(),
-                reason: "its token server answers with something that is no token".to_owned(),
-            },
-            other => Error::Protocol {
-                host: host.to_owned(),
-                reason: other.to_string(),
-            },
-        }
-    }
-}
-
-/// Whether a `WWW-Authenticate` header names this scheme. A header can name several, each with parameters
-/// separated by the same commas.
-fn offers(challenge: &str, scheme: &str) -> bool {
-    challenge.split(',').any(|part| {
-        let word = part.split_whitespace().next().unwrap_or_default();
-        word.eq_ignore_ascii_case(scheme)
-    })
 }
 
 #[cfg(test)]
@@ -214,36 +168,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn schemes_are_found_in_challenges() {
-        for (challenge, bearer, basic) in [
-            (
-                r#"Bearer realm="https://auth.example/token",service="x""#,
-                true,
-                false,
-            ),
-            ("Basic realm=\"Registry\"", false, true),
-            ("basic", false, true),
-            (
-                r#"Negotiate, Basic realm="x", BEARER realm="y""#,
-                true,
-                true,
-            ),
-            (r#"Digest realm="basic bearer""#, false, false),
-            ("", false, false),
-        ] {
-            assert_eq!(offers(challenge, "bearer"), bearer, "{challenge}");
-            assert_eq!(offers(challenge, "basic"), basic, "{challenge}");
-        }
-    }
-
-    #[test]
     fn debug_tells_no_secret() {
         let token = Authorization::Bearer("hunter2".into());
-        let password = Credentials {
+        let password = Authorization::Basic {
             user: "alice".into(),
             password: "hunter2".into(),
         };
-        let text = format!("{token:?} {:?}", Authorization::Basic(password));
+        let text = format!("{token:?} {password:?}");
         assert!(
             !text.contains("hunter2") && !text.contains("alice"),
             "{text}"

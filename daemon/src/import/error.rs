@@ -7,8 +7,8 @@ use std::io;
 
 use ostree::{gio, glib};
 
-use crate::image;
 use crate::image::reference::Digest;
+use crate::{image, packages};
 
 /// Why an import did not finish.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +58,9 @@ pub enum Error {
     /// A blob could not be fetched.
     #[error("a layer could not be fetched: {0}")]
     Fetch(#[source] image::Error),
+    /// A package database cannot be used.
+    #[error(transparent)]
+    Packages(#[from] packages::Error),
     /// Another program removed what the import relies on; doing it again fetches it again.
     #[error("{0}, try again")]
     Raced(String),
@@ -141,11 +144,15 @@ impl Error {
     /// Completes a [`Error::NoSpace`] with what is known about the repository at `path`.
     pub(crate) fn with_space(self, repo: &ostree::Repo, still_needed: u64) -> Self {
         match self {
-            Self::NoSpace { need, .. } => Self::NoSpace {
-                need: need.max(still_needed),
-                have: available(repo),
-                where_: repository_path(repo),
-            },
+            Self::NoSpace { need, .. } => {
+                let have = available(repo);
+                Self::NoSpace {
+                    // What was written in vain is gone, and was not enough.
+                    need: need.max(still_needed).max(have.saturating_add(1)),
+                    have,
+                    where_: repository_path(repo),
+                }
+            }
             other => other,
         }
     }
@@ -190,6 +197,18 @@ mod tests {
             Err::<(), _>(full).during("x"),
             Err(Error::NoSpace { .. })
         ));
+    }
+
+    #[test]
+    fn what_did_not_fit_needs_more_than_there_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let repo = ostree::Repo::new_for_path(directory.path());
+        repo.create(ostree::RepoMode::BareUser, gio::Cancellable::NONE)
+            .unwrap();
+        let Error::NoSpace { need, have, .. } = no_space().with_space(&repo, 512) else {
+            panic!("another error")
+        };
+        assert!(have > 0 && need > have, "{need} of {have}");
     }
 
     #[test]

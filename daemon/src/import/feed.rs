@@ -1,8 +1,8 @@
 //! From an asynchronous stream of bytes to a blocking reader: one blob on its way in.
 //!
 //! A task pushes what the source gives into a channel that holds at most [`IN_FLIGHT`]
-//! bytes; a thread reads them and hashes the blob as it goes. Invariant: [`Feed::finish`]
-//! succeeds only if the whole blob was read and is the one the manifest names.
+//! bytes; a thread reads them and hashes them as it goes. Invariant: [`Feed::finish`]
+//! succeeds only if all was read and has the digest that proves it ([`Layer::proof`]).
 
 use std::io::{self, BufRead, Read};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::error::Error;
 use super::{Fetch, Observer};
-use crate::image::layout::Layer;
+use crate::image::layer::Layer;
 use crate::image::reference::Digest;
 
 /// Most bytes of one blob that wait between the network and the thread that unpacks.
@@ -111,7 +111,7 @@ impl Feed {
                 found,
             });
         }
-        if found != self.layer.digest {
+        if found != *self.layer.proof() {
             let found = format!("it has the digest {found}");
             return Err(Error::DigestMismatch {
                 digest: self.layer.digest,

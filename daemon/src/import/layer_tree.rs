@@ -2,9 +2,11 @@
 //!
 //! Files are slots in a list of objects still being written. Invariants: the last entry of a
 //! path wins; whiteouts are ordinary files here; hard links are resolved once all entries are
-//! known, to what their target is then.
+//! known, to what their target is then; a layer has no more nodes than fit into memory, however
+//! few bytes it takes to describe them.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use super::objects::{Attributes, Id};
 use super::path::display;
@@ -16,6 +18,10 @@ pub(crate) type Path = Vec<Box<str>>;
 
 /// Longest chain of hard links to hard links that is followed.
 const CHAIN: usize = 64;
+/// Most files and directories of one layer; images of whole systems have some hundred thousand.
+const NODES: usize = 2_000_000;
+/// Most bytes of extended attributes of all directories of one layer.
+const XATTR_BYTES: usize = 64 * 1024 * 1024;
 
 #[derive(Debug)]
 enum Node {
@@ -55,33 +61,61 @@ pub(crate) enum Misfit {
     },
     #[error("{0} is a hard link that leads back to itself")]
     Circle(String),
+    #[error("it has more than {0} files and directories")]
+    TooMany(usize),
+    #[error("the extended attributes of its directories have more than {XATTR_BYTES} bytes")]
+    Xattrs,
 }
 
 /// The tree of one layer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct LayerTree {
     root: Builder,
+    /// Nodes that may still come.
+    room: usize,
+    limit: usize,
+    xattr_bytes: usize,
+}
+
+impl Default for LayerTree {
+    fn default() -> Self {
+        Self::with_limit(NODES)
+    }
 }
 
 impl LayerTree {
+    /// An empty tree that takes this many nodes.
+    fn with_limit(limit: usize) -> Self {
+        Self {
+            root: Builder::default(),
+            room: limit,
+            limit,
+            xattr_bytes: 0,
+        }
+    }
+
     /// A directory entry; what is already in the directory stays.
     pub(crate) fn dir(&mut self, path: &Path, attributes: Attributes) -> Result<(), Misfit> {
+        let xattrs = attributes.xattrs.iter();
+        let bytes: usize = xattrs.map(|(name, value)| name.len() + value.len()).sum();
+        self.xattr_bytes += bytes;
+        if self.xattr_bytes > XATTR_BYTES {
+            return Err(Misfit::Xattrs);
+        }
         let Some((name, parent)) = path.split_last() else {
             self.root.attributes = Some(attributes);
             return Ok(());
         };
-        let parent = self.parent(parent, path)?;
-        match parent.children.get_mut(name) {
-            Some(Node::Dir(dir)) => dir.attributes = Some(attributes),
-            _ => {
-                let dir = Builder {
-                    attributes: Some(attributes),
-                    children: BTreeMap::new(),
-                };
-                parent.children.insert(name.clone(), Node::Dir(dir));
-            }
+        let existing = self.parent(parent, path)?.children.get_mut(name);
+        if let Some(Node::Dir(dir)) = existing {
+            dir.attributes = Some(attributes);
+            return Ok(());
         }
-        Ok(())
+        let dir = Builder {
+            attributes: Some(attributes),
+            children: BTreeMap::new(),
+        };
+        self.put(path, Node::Dir(dir))
     }
 
     /// A regular file or symbolic link.
@@ -100,19 +134,26 @@ impl LayerTree {
 
     fn put(&mut self, path: &Path, node: Node) -> Result<(), Misfit> {
         let (name, parent) = path.split_last().ok_or(Misfit::Root)?;
-        self.parent(parent, path)?
-            .children
-            .insert(name.clone(), node);
+        let children = &mut self.parent(parent, path)?.children;
+        let is_new = children.insert(name.clone(), node).is_none();
+        match self.room.checked_sub(usize::from(is_new)) {
+            Some(room) => self.room = room,
+            None => return Err(Misfit::TooMany(self.limit)),
+        }
         Ok(())
     }
 
     fn parent(&mut self, parts: &[Box<str>], path: &Path) -> Result<&mut Builder, Misfit> {
         let mut dir = &mut self.root;
         for part in parts {
-            let child = dir
-                .children
-                .entry(part.clone())
-                .or_insert_with(|| Node::Dir(Builder::default()));
+            let child = match dir.children.entry(part.clone()) {
+                Entry::Occupied(child) => child.into_mut(),
+                Entry::Vacant(place) => {
+                    let room = self.room.checked_sub(1);
+                    self.room = room.ok_or(Misfit::TooMany(self.limit))?;
+                    place.insert(Node::Dir(Builder::default()))
+                }
+            };
             let Node::Dir(next) = child else {
                 return Err(Misfit::ParentIsFile(display(path)));
             };
@@ -271,6 +312,30 @@ mod tests {
         circle.link(&path("a"), path("b")).unwrap();
         circle.link(&path("b"), path("a")).unwrap();
         assert!(matches!(finish(&circle), Err(Misfit::Circle(_))));
+    }
+
+    #[test]
+    fn implied_directories_count_and_repetitions_do_not() {
+        let mut tree = LayerTree::with_limit(3);
+        tree.file(&path("a/b/c"), 1).unwrap();
+        tree.file(&path("a/b/c"), 2).unwrap();
+        tree.dir(&path("a/b"), Attributes::default_directory())
+            .unwrap();
+        assert_eq!(tree.file(&path("d"), 1), Err(Misfit::TooMany(3)));
+        let mut tree = LayerTree::with_limit(3);
+        assert_eq!(tree.file(&path("a/b/c/d"), 1), Err(Misfit::TooMany(3)));
+    }
+
+    #[test]
+    fn attributes_of_directories_are_bounded() {
+        let mut tree = LayerTree::default();
+        let heavy = Attributes {
+            xattrs: vec![(b"user.x\0".to_vec(), vec![0; 1024 * 1024])],
+            ..Attributes::default_directory()
+        };
+        let all =
+            (0..64).try_for_each(|number| tree.dir(&path(&number.to_string()), heavy.clone()));
+        assert_eq!(all, Err(Misfit::Xattrs));
     }
 
     #[test]

@@ -19,7 +19,8 @@ use super::tree::{Dir, EmptyWhiteout, lay};
 use super::{
     CONFIG_KEY, DIGEST_KEY, IMPORTER_KEY, MANIFEST_KEY, MergeStep, Observer, guard_ref, importer,
 };
-use crate::image::layout::{Image, Layer, LayerKind};
+use crate::image::layer::{Layer, LayerKind};
+use crate::image::layout::Image;
 use crate::image::reference::{ImageReference, blob_ref, image_ref};
 
 /// Files that container builders leave behind empty.

@@ -9,17 +9,24 @@
 //! [`import()`] returns; may be killed at any time without leaving a ref to anything unproven;
 //! knows nothing of registries, only the [`Fetch`] it is given.
 
+mod bound_images;
+mod commit_files;
 mod error;
+mod etc_defaults;
 mod feed;
+mod image_arguments;
+mod installed;
 mod label;
 mod layer_tree;
 mod merge;
 mod object_set;
 mod objects;
 mod path;
+mod peek;
 mod pipeline;
 mod plan;
 mod prepare_root;
+mod room;
 mod stream;
 mod tar_layer;
 mod transaction;
@@ -40,15 +47,22 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use self::bound_images::{all_bound_images, bound_images};
 pub use self::error::Error;
+pub use self::etc_defaults::EtcDefaults;
+pub use self::image_arguments::image_arguments;
+pub use self::installed::{commit_of, installed};
+pub use self::peek::{Peek, peek};
 pub use self::plan::{Plan, plan, plan_at};
+pub use self::room::{Room, room};
 
 use self::error::{During, available, repository_path};
 use self::path::PathRules;
 use self::pipeline::{Lanes, Round};
 use self::plan::{Survey, has_all_layers, stored_image, survey};
 use self::transaction::{Transaction, is_complete, open, resolve};
-use crate::image::layout::{Image, Layer, LayerKind};
+use crate::image::layer::{Layer, LayerKind};
+use crate::image::layout::Image;
 use crate::image::reference::{BASEIMAGE_PREFIX, Digest, ImageReference, blob_ref, image_ref};
 use crate::image::{self, ByteStream};
 

@@ -5,12 +5,10 @@
 //! speed, so it is handed the finished identity. Invariant: every identity given to a
 //! trusted write was computed from exactly the bytes that are written.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, Read, Seek as _, SeekFrom, Write};
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use ostree::prelude::*;
 use ostree::{ObjectType, gio, glib};
@@ -262,6 +260,25 @@ impl Payload {
     }
 }
 
+/// Fails when `length` more bytes cannot fit into the file system of `tmp` whatever is done about
+/// it: tar headers promise anything, and filling the disk of a running host helps nobody.
+pub(crate) fn check_room(length: u64, tmp: &Path) -> Result<(), NoRoom> {
+    // What cannot be asked is found out by writing.
+    let Ok(room) = rustix::fs::statvfs(tmp) else {
+        return Ok(());
+    };
+    let free = room.f_bfree.saturating_mul(room.f_frsize);
+    if length > free {
+        Err(NoRoom(length))
+    } else {
+        Ok(())
+    }
+}
+
+/// A file of this many bytes cannot be stored.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct NoRoom(pub(crate) u64);
+
 /// A file in the repository's `tmp` that has lost its name already, so that nothing of it is
 /// left however the process ends.
 #[derive(Debug)]
@@ -273,7 +290,7 @@ pub(crate) struct Spool {
 
 impl Spool {
     fn fill(header: &[u8], length: u64, content: &mut impl Read, tmp: &Path) -> io::Result<Self> {
-        let mut file = create_nameless(tmp)?;
+        let mut file = tempfile::tempfile_in(tmp)?;
         let mut hasher = Sha256::new();
         hasher.update(header);
         file.write_all(header)?;
@@ -288,10 +305,16 @@ impl Spool {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             hasher.update(&buffer[..count]);
-            file.write_all(&buffer[..count])?;
+            // Images of disks are mostly holes: those cost nothing here.
+            if buffer[..count].iter().all(|byte| *byte == 0) {
+                file.seek(SeekFrom::Current(count as i64))?;
+            } else {
+                file.write_all(&buffer[..count])?;
+            }
             rest -= count as u64;
         }
         let (id, length) = (hasher.finalize().into(), header.len() as u64 + length);
+        file.set_len(length)?;
         Ok(Self { file, id, length })
     }
 
@@ -300,26 +323,6 @@ impl Spool {
         let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         gio::File::for_path(path).read(Some(cancellable))
     }
-}
-
-/// Nobody else may look into a file whose real mode is not known to be public.
-fn create_nameless(tmp: &Path) -> io::Result<File> {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let path = tmp.join(format!("osteward-spool-{}-{number}", std::process::id()));
-    // What a killed process with our number left behind is not ours to keep.
-    if let Err(error) = fs::remove_file(&path)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        return Err(error);
-    }
-    let file = File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path)?;
-    fs::remove_file(&path)?;
-    Ok(file)
 }
 
 /// Writes a metadata object unless the repository has it.
@@ -433,7 +436,12 @@ mod tests {
         let mut ids = Vec::new();
         for length in [0, 1, 70_000, IN_MEMORY + 1, 5 * IN_MEMORY + 17] {
             let header = file_header(&attributes(S_IFREG | 0o640, &[(b"user.k\0", b"v")]), "");
-            let content: Vec<u8> = (0..length).map(|byte| (byte % 251) as u8).collect();
+            // A hole in the middle, and another at the end.
+            let byte = |at: u64| match at >> 20 {
+                0 | 2..=3 => (at % 251) as u8,
+                _ => 0,
+            };
+            let content: Vec<u8> = (0..length).map(byte).collect();
             let payload = Payload::read(header, length, &mut content.as_slice(), &tmp).unwrap();
             ids.push(payload.write(&repo, &cancellable).unwrap());
         }
@@ -444,7 +452,7 @@ mod tests {
             repo.fsck_object(ObjectType::File, &hex(&id), gio::Cancellable::NONE)
                 .unwrap();
         }
-        let spools = fs::read_dir(tmp).unwrap().filter(|entry| {
+        let spools = std::fs::read_dir(tmp).unwrap().filter(|entry| {
             entry
                 .as_ref()
                 .unwrap()

@@ -27,7 +27,7 @@ use super::tar_layer::ReadError;
 use super::transaction::{Transaction, has_all_objects, open, tmp_dir};
 use super::write_pool::WritePool;
 use super::{Fetch, Observer, importer_metadata, no_metadata, object_set, tar_layer};
-use crate::image::layout::{Layer, LayerKind};
+use crate::image::layer::{Layer, LayerKind};
 use crate::image::reference::blob_ref;
 
 /// A transaction is committed when its layers had this many bytes …
@@ -241,7 +241,7 @@ fn read_layer(
 }
 
 /// What a reader's error really was: the source, a damaged blob, or the layer itself.
-fn blame(error: ReadError, mut stream: TarStream, layer: &Layer) -> Error {
+pub(crate) fn blame(error: ReadError, mut stream: TarStream, layer: &Layer) -> Error {
     if let Some(failure) = stream.take_failure() {
         return failure;
     }
@@ -269,6 +269,11 @@ fn explain(error: ReadError, layer: &Layer) -> Error {
             },
         },
         ReadError::Rule(reason) => Error::Layer { digest, reason },
+        ReadError::NoRoom(need) => Error::NoSpace {
+            need,
+            have: 0,
+            where_: String::new(),
+        },
         ReadError::Write(error) => error,
         ReadError::Stopped | ReadError::Cancelled => Error::Cancelled,
     }

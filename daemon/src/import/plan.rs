@@ -12,7 +12,8 @@ use ostree::{gio, glib};
 use super::error::{During, Error};
 use super::transaction::{is_complete, resolve};
 use super::{CONFIG_KEY, DIGEST_KEY, IMPORTER, IMPORTER_KEY, MANIFEST_KEY};
-use crate::image::layout::{Image, Layer, LayerKind};
+use crate::image::layer::{Layer, LayerKind};
+use crate::image::layout::Image;
 use crate::image::reference::{Digest, IMAGE_PREFIX, blob_ref};
 
 /// Which layers an import would fetch; each digest once, in the order of the manifest.
@@ -124,7 +125,7 @@ fn verified_contents(repo: &ostree::Repo) -> Result<HashMap<Digest, String>, Err
 }
 
 /// Commits that may carry a manifest: pulled images, deployments, and what is kept for them.
-fn image_commits(repo: &ostree::Repo) -> Result<Vec<String>, Error> {
+pub(crate) fn image_commits(repo: &ostree::Repo) -> Result<Vec<String>, Error> {
     let mut commits = Vec::new();
     for prefix in [
         IMAGE_PREFIX,

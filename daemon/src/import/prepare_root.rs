@@ -1,12 +1,9 @@
 //! What the base of an image says about the root of its hosts.
 
-use ostree::prelude::*;
 use ostree::{gio, glib};
 
-use super::error::{During, Error};
-
-/// A longer prepare-root.conf is read this far, in bytes.
-const LARGEST: usize = 64 * 1024;
+use super::commit_files::CommitFiles;
+use super::error::Error;
 
 /// Whether the base keeps content outside `/usr`: its `prepare-root.conf` mounts the root as
 /// an overlay (`root.transient`, `composefs.enabled`).
@@ -15,42 +12,16 @@ pub(crate) fn allows_nonusr(
     base: &str,
     cancellable: &gio::Cancellable,
 ) -> Result<bool, Error> {
-    let (root, _) = repo
-        .read_commit(base, Some(cancellable))
-        .during("reading the base")?;
+    let files = CommitFiles::open(repo, base, cancellable)?;
     for path in [
         "etc/ostree/prepare-root.conf",
         "usr/lib/ostree/prepare-root.conf",
     ] {
-        let file = root.resolve_relative_path(path);
-        if file.query_exists(Some(cancellable)) {
-            let text = read(repo, &file, cancellable).during("reading prepare-root.conf")?;
+        if let Some(text) = files.text(path)? {
             return Ok(is_overlay(&text));
         }
     }
     Ok(false)
-}
-
-/// The content of a small file of a commit. By its object: the stream that an
-/// `OstreeRepoFile` opens is none of GIO's file streams, which `load_contents` takes it for.
-fn read(
-    repo: &ostree::Repo,
-    file: &gio::File,
-    cancellable: &gio::Cancellable,
-) -> Result<String, glib::Error> {
-    let Some(object) = file.downcast_ref::<ostree::RepoFile>() else {
-        return Ok(String::new());
-    };
-    let (stream, _, _) = repo.load_file(&object.checksum(), Some(cancellable))?;
-    let mut text = Vec::new();
-    while let Some(stream) = &stream {
-        let bytes = stream.read_bytes(4096, Some(cancellable))?;
-        if bytes.is_empty() || text.len() > LARGEST {
-            break;
-        }
-        text.extend_from_slice(&bytes);
-    }
-    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 fn is_overlay(config: &str) -> bool {

@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use super::error::{During, Error};
 use super::feed::Feed;
 use super::objects::hex;
-use crate::image::layout::{Compression, Layer};
+use crate::image::layer::{Compression, Layer};
 use crate::image::reference::Digest;
 
 /// Most bytes that headers may take between two entries (long names, PAX records).

@@ -11,7 +11,9 @@ use ostree::prelude::*;
 use tar::EntryType;
 
 use super::layer_tree::{LayerTree, Misfit, Path};
-use super::objects::{Attributes, Payload, S_IFDIR, S_IFLNK, S_IFREG, Xattrs, file_header};
+use super::objects::{
+    Attributes, NoRoom, Payload, S_IFDIR, S_IFLNK, S_IFREG, Xattrs, check_room, file_header,
+};
 use super::path::{BadPath, PathRules, Place, REPOSITORY, place, relative, text};
 use super::stream::TarStream;
 use super::write_pool::{Slot, Stopped, WritePool};
@@ -32,6 +34,9 @@ pub(crate) enum ReadError {
     /// The layer breaks a rule.
     #[error("{0}")]
     Rule(String),
+    /// A file is larger than what is free.
+    #[error("a file of {0} bytes does not fit")]
+    NoRoom(u64),
     /// The writers gave up.
     #[error("the objects could not be written")]
     Stopped,
@@ -52,6 +57,12 @@ impl From<BadPath> for ReadError {
 impl From<Misfit> for ReadError {
     fn from(misfit: Misfit) -> Self {
         Self::Rule(misfit.to_string())
+    }
+}
+
+impl From<NoRoom> for ReadError {
+    fn from(NoRoom(length): NoRoom) -> Self {
+        Self::NoRoom(length)
     }
 }
 
@@ -199,6 +210,7 @@ impl Reader<'_, '_> {
 
     fn regular<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>) -> Result<Slot, ReadError> {
         let header = file_header(&attributes(entry, S_IFREG)?, "");
+        check_room(entry.size(), self.pool.tmp())?;
         let payload = Payload::read(header, entry.size(), entry, self.pool.tmp())?;
         Ok(self.pool.push(payload)?)
     }

@@ -1,6 +1,9 @@
 //! Whole imports into real repositories, from images that are built here.
 
+mod databases;
 mod encapsulated;
+mod files;
+mod hostile;
 mod refusals;
 mod trees;
 
@@ -18,7 +21,7 @@ use super::objects::hex;
 use super::transaction::load_tree;
 use super::tree::Dir;
 use super::*;
-use crate::image::layout::Compression;
+use crate::image::layer::Compression;
 
 /// A tar in the making.
 struct Tar(tar::Builder<Vec<u8>>);
@@ -207,10 +210,13 @@ struct Host {
 
 impl Host {
     fn new() -> Self {
+        Self::with_mode(ostree::RepoMode::BareUser)
+    }
+
+    fn with_mode(mode: ostree::RepoMode) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let repo = ostree::Repo::new_for_path(dir.path());
-        repo.create(ostree::RepoMode::BareUser, gio::Cancellable::NONE)
-            .unwrap();
+        repo.create(mode, gio::Cancellable::NONE).unwrap();
         let config = repo.copy_config();
         config.set_string("core", "min-free-space-percent", "0");
         repo.write_config(&config).unwrap();

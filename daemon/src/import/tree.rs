@@ -11,7 +11,7 @@ use super::objects::Id;
 /// A file of this prefix removes its namesake from the layers below.
 pub(crate) const WHITEOUT: &str = ".wh.";
 /// A file of this name empties its directory first.
-const OPAQUE: &str = ".wh..wh..opq";
+pub(crate) const OPAQUE: &str = ".wh..wh..opq";
 
 /// One directory: its metadata object and its children, by name in byte order.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@
 //! too: another tool may have changed what boots next.
 
 use super::progress::Phase;
-use super::{Fact, Job, Outcome};
+use super::{Fact, Job, Outcome, Reboot, soft_reboot};
 use crate::error::Error;
 use crate::image::reference::Digest;
 use crate::observe::logind;
@@ -17,22 +17,47 @@ use crate::sysroot::{Deployment, Slot, Snapshot};
 pub(super) async fn run(
     job: &Job,
     digest: Option<&Digest>,
+    mode: Reboot,
     ignore_inhibitors: bool,
 ) -> Result<Outcome, Error> {
     let snapshot = job.sysroot.snapshot().await?;
     let next = target(&snapshot, digest)?;
+    let soft = soft_reboot::is_way(job, &snapshot, next, mode).await?;
     if next.slot == Slot::Staged {
         job.systemd.arm_finalization().await?;
     }
-    if next.locked {
-        unlock_and_reboot(job, next, ignore_inhibitors).await?;
-    } else {
-        ask_inhibitors(job, ignore_inhibitors).await?;
-        reboot(job).await?;
+    ask_inhibitors(job, ignore_inhibitors).await?;
+    if soft {
+        job.check_cancelled()?;
+        soft_reboot::prepare(job, &snapshot, next).await?;
     }
+    let way = Way {
+        soft,
+        ignore_inhibitors,
+    };
+    let asked = if next.locked {
+        unlock_and_reboot(job, next, way).await
+    } else {
+        reboot(job, way).await
+    };
+    if asked.is_err() && soft {
+        soft_reboot::take_back(job).await;
+    }
+    asked?;
+    let reboot = if soft { "soft-reboot" } else { "reboot" };
     Ok(Outcome {
-        facts: vec![("deployment", Fact::Deployment(next.id.clone()))],
+        facts: vec![
+            ("deployment", Fact::Deployment(next.id.clone())),
+            ("reboot", Fact::Text(reboot.into())),
+        ],
     })
+}
+
+/// How the host goes down.
+#[derive(Clone, Copy)]
+struct Way {
+    soft: bool,
+    ignore_inhibitors: bool,
 }
 
 /// What the reboot leads into: what is staged, locked or not, else the first of the boot order.
@@ -61,16 +86,13 @@ fn target<'a>(snapshot: &'a Snapshot, digest: Option<&Digest>) -> Result<&'a Dep
 
 /// Unlocks `staged` for this reboot only. The sysroot lock is held until logind has answered,
 /// so that nobody puts another deployment in its place meanwhile.
-async fn unlock_and_reboot(
-    job: &Job,
-    staged: &Deployment,
-    ignore_inhibitors: bool,
-) -> Result<(), Error> {
+async fn unlock_and_reboot(job: &Job, staged: &Deployment, way: Way) -> Result<(), Error> {
     let lock = job.sysroot.lock(job.config.lock_wait, &job.cancel).await?;
-    ask_inhibitors(job, ignore_inhibitors).await?;
+    // It may have taken a while to get it.
+    ask_inhibitors(job, way.ignore_inhibitors).await?;
     job.progress.say("unlocking the finalization");
     lock.set_finalization(staged.id.clone(), false).await?;
-    let asked = reboot(job).await;
+    let asked = reboot(job, way).await;
     if asked.is_err()
         && let Err(error) = lock.set_finalization(staged.id.clone(), true).await
     {
@@ -83,6 +105,12 @@ async fn ask_inhibitors(job: &Job, ignore_inhibitors: bool) -> Result<(), Error>
     job.check_cancelled()?;
     job.progress
         .enter(Phase::Rebooting, "asking logind for the reboot");
+    if !ignore_inhibitors && let Some(holder) = job.inhibitors.against_reboot() {
+        return Err(Error::Inhibited(format!(
+            "{} keeps osteward from rebooting: {}; what is staged stays staged",
+            holder.who, holder.why
+        )));
+    }
     let objections = job.logind.shutdown_inhibitors().await?;
     if !ignore_inhibitors && let Some(logind::Inhibitor { who, why, .. }) = objections.first() {
         return Err(Error::Inhibited(format!(
@@ -92,8 +120,13 @@ async fn ask_inhibitors(job: &Job, ignore_inhibitors: bool) -> Result<(), Error>
     Ok(())
 }
 
-async fn reboot(job: &Job) -> Result<(), Error> {
+async fn reboot(job: &Job, way: Way) -> Result<(), Error> {
     job.progress.point_of_no_return();
     job.check_cancelled()?;
-    Ok(job.logind.reboot().await?)
+    if way.soft {
+        job.logind.soft_reboot(way.ignore_inhibitors).await?;
+    } else {
+        job.logind.reboot().await?;
+    }
+    Ok(())
 }

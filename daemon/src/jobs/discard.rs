@@ -1,9 +1,9 @@
 //! `Discard`: remove what the caller names, and say how much that frees.
 
 use super::progress::Phase;
-use super::{Discardable, Fact, Job, Outcome};
+use super::{Discardable, Fact, Facts, Job, Outcome, bound};
 use crate::error::Error;
-use crate::sysroot::{Discarded, ImageCleanup, Snapshot};
+use crate::sysroot::{Deployment, Discarded, ImageCleanup, Lock, Slot, Snapshot};
 
 pub(super) async fn run(job: &Job, what: &[Discardable], dry_run: bool) -> Result<Outcome, Error> {
     job.progress
@@ -12,40 +12,78 @@ pub(super) async fn run(job: &Job, what: &[Discardable], dry_run: bool) -> Resul
     let snapshot = job.sysroot.snapshot().await?;
     snapshot.booted().ok_or(Error::NotBooted)?;
     let doomed = doomed(&snapshot, what)?;
-    let mut deployments = doomed.len();
-    if !dry_run && !doomed.is_empty() {
+    let which = if what.contains(&Discardable::Cache) {
+        ImageCleanup::Downloaded
+    } else {
+        ImageCleanup::Unreferenced
+    };
+    if dry_run {
+        job.progress.say("counting");
+        let deployments = doomed.len();
+        let counted = lock.preview_clean_up(which, doomed, &job.cancel).await?;
+        return Ok(Outcome {
+            facts: facts(false, deployments, &counted),
+        });
+    }
+    remove(job, &lock, doomed, which).await
+}
+
+/// Takes deployments off the list, then removes what only they held.
+pub(super) async fn remove(
+    job: &Job,
+    lock: &Lock,
+    doomed: Vec<String>,
+    which: ImageCleanup,
+) -> Result<Outcome, Error> {
+    let mut deployments = 0;
+    if !doomed.is_empty() {
         job.check_cancelled()?;
         job.progress.say("removing deployments");
         deployments = lock.undeploy(doomed).await?;
     }
     job.progress.part(0.3);
     job.progress.say("removing images and objects");
-    let which = if what.contains(&Discardable::Cache) {
-        ImageCleanup::Downloaded
-    } else {
-        ImageCleanup::Unreferenced
-    };
-    let Discarded {
-        images,
-        layers,
-        bytes,
-    } = lock.clean_up(which, dry_run, &job.cancel).await?;
+    let removed = lock.clean_up(which, &job.cancel).await?;
+    bound::prune(job, &job.sysroot.snapshot().await?).await;
+    let changed = deployments + removed.images + removed.layers > 0;
     Ok(Outcome {
-        facts: vec![
-            (
-                "changed",
-                Fact::Flag(!dry_run && deployments + images + layers > 0),
-            ),
-            ("deployments", Fact::Number(deployments as u64)),
-            ("images", Fact::Number(images as u64)),
-            ("layers", Fact::Number(layers as u64)),
-            ("freed-bytes", Fact::Number(bytes)),
-        ],
+        facts: facts(changed, deployments, &removed),
     })
 }
 
-/// The deployments that `what` names; naming one that is not there is no error, a
-/// pinned one is.
+fn facts(changed: bool, deployments: usize, discarded: &Discarded) -> Facts {
+    vec![
+        ("changed", Fact::Flag(changed)),
+        ("deployments", Fact::Number(deployments as u64)),
+        ("images", Fact::Number(discarded.images as u64)),
+        ("layers", Fact::Number(discarded.layers as u64)),
+        ("freed-bytes", Fact::Number(discarded.bytes)),
+    ]
+}
+
+/// Whether the deployment may be taken off the list by whoever names it.
+pub(super) fn removable(snapshot: &Snapshot, deployment: &Deployment) -> Result<(), Error> {
+    let id = &deployment.id;
+    if deployment.slot == Slot::Booted {
+        return Err(Error::NotSupported(format!(
+            "deployment {id} is what runs now; boot another one to remove it"
+        )));
+    }
+    if deployment.pinned {
+        return Err(Error::NotSupported(format!(
+            "deployment {id} is pinned; unpin it first, with `osteward unpin`"
+        )));
+    }
+    if snapshot.rollback_queued && deployment.slot == Slot::Rollback {
+        return Err(Error::StagedPending(format!(
+            "a rollback to deployment {id} is queued; cancel the rollback first"
+        )));
+    }
+    Ok(())
+}
+
+/// The deployments that `what` names; naming one that is not there is no error, one that
+/// must stay is.
 fn doomed(snapshot: &Snapshot, what: &[Discardable]) -> Result<Vec<String>, Error> {
     let mut doomed = Vec::new();
     for what in what {
@@ -57,12 +95,7 @@ fn doomed(snapshot: &Snapshot, what: &[Discardable]) -> Result<Vec<String>, Erro
         let Some(deployment) = deployment else {
             continue;
         };
-        if deployment.pinned {
-            return Err(Error::NotSupported(format!(
-                "deployment {} is pinned; unpin it with `ostree admin pin --unpin` first",
-                deployment.id
-            )));
-        }
+        removable(snapshot, deployment)?;
         doomed.push(deployment.id.clone());
     }
     Ok(doomed)

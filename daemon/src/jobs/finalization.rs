@@ -5,7 +5,7 @@
 //! sysroot lock.
 
 use super::progress::Phase;
-use super::{Fact, Job, Outcome};
+use super::{Fact, Job, Outcome, manage};
 use crate::error::Error;
 use crate::image::reference::Digest;
 use crate::sysroot::{Deployment, Lock, Slot, Snapshot};
@@ -16,11 +16,7 @@ pub(super) async fn run(job: &Job, id: &str, locked: bool) -> Result<Outcome, Er
         .enter(Phase::Staging, "waiting for the sysroot lock");
     let lock = job.sysroot.lock(job.config.lock_wait, &job.cancel).await?;
     let snapshot = job.sysroot.snapshot().await?;
-    snapshot.booted().ok_or(Error::NotBooted)?;
-    let known = snapshot.deployments.iter().find(|known| known.id == id);
-    let known = known.ok_or_else(|| {
-        Error::UnknownObject(format!("deployment {id} is gone; look at the status again"))
-    })?;
+    let known = manage::named(&snapshot, id)?;
     if known.slot != Slot::Staged {
         return Err(Error::NotSupported(format!(
             "deployment {id} is not staged; only what waits for finalization can be locked or unlocked"
@@ -31,7 +27,7 @@ pub(super) async fn run(job: &Job, id: &str, locked: bool) -> Result<Outcome, Er
         ("changed", Fact::Flag(changed)),
         ("deployment", Fact::Deployment(known.id.clone())),
         ("locked", Fact::Flag(locked)),
-        ("reboot", super::upgrade::reboot_fact(!locked)),
+        ("reboot", super::staging::reboot_fact(!locked)),
     ];
     if let Some(digest) = known.digest() {
         facts.push(("digest", Fact::Text(digest.to_string())));

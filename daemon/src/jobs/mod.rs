@@ -6,13 +6,25 @@
 //! deployment as they were; nothing reboots on doubt.
 
 mod apply;
+mod bound;
+mod cached;
 mod check;
 mod discard;
 mod finalization;
+mod kargs;
+pub mod log;
+mod manage;
+pub mod packages;
 pub mod progress;
+pub mod rate;
 mod rollback;
+mod room;
+mod simulate;
+mod soft_reboot;
 mod source;
+mod staging;
 mod upgrade;
+mod usr_overlay;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -23,14 +35,18 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::image::layout::Image;
 use crate::image::reference::{Digest, ImageReference, OriginReference};
+use crate::inhibit::Inhibitors;
 use crate::observe::logind::Logind;
 use crate::observe::systemd::Systemd;
+use crate::record::last_check::LastCheck;
 use crate::record::{self, Quarantine};
 use crate::state::Command;
 use crate::sysroot::Sysroot;
+use packages::Packages;
 use progress::{Phases, Progress, phases};
 
-pub use source::direction;
+pub use kargs::Change as KernelChange;
+pub use source::{Archive, direction};
 pub use upgrade::Pull;
 
 /// A job to do, with its options understood.
@@ -47,6 +63,8 @@ pub enum Request {
     Upgrade(Pull),
     /// Pull and stage another image, which is tracked from then on.
     Switch(OriginReference, Pull),
+    /// Import and stage an image that the caller handed over.
+    Import(Archive, Pull),
     /// Order the previous deployment first, at once.
     Rollback {
         /// Go back to the deployment with this digest instead of the previous one.
@@ -56,7 +74,7 @@ pub enum Request {
         /// Remember the digest left behind.
         quarantine: bool,
         /// Reboot then.
-        apply: bool,
+        apply: Option<Reboot>,
     },
     /// Order the booted deployment first again.
     CancelRollback,
@@ -64,6 +82,8 @@ pub enum Request {
     Apply {
         /// Only if this digest boots next.
         digest: Option<Digest>,
+        /// How.
+        mode: Reboot,
         /// Although an inhibitor forbids it.
         ignore_inhibitors: bool,
     },
@@ -74,6 +94,15 @@ pub enum Request {
         /// Lock it.
         locked: bool,
     },
+    /// Keep a deployment from every clean-up, or no longer.
+    SetPinned {
+        /// Its id.
+        deployment: String,
+        /// Keep it.
+        pinned: bool,
+    },
+    /// Remove the deployment of that id.
+    Remove(String),
     /// Remove what is not needed.
     Discard {
         /// What.
@@ -81,6 +110,27 @@ pub enum Request {
         /// Only tell.
         dry_run: bool,
     },
+    /// Stage what boots next once more, with other kernel arguments.
+    SetKernelArguments(KernelChange),
+    /// Tell what an upgrade would lead to: what is staged, else the candidate, or the image
+    /// with that digest.
+    Simulate(Option<Digest>),
+    /// Put an overlay over `/usr` of the running system until the next boot.
+    UsrOverlay {
+        /// One that is writable only where it is remounted so.
+        read_only: bool,
+    },
+}
+
+/// How to get into the next deployment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reboot {
+    /// With the kernel and all.
+    Full,
+    /// Without the kernel where that can be, else with it.
+    Auto,
+    /// Without the kernel, or not at all.
+    Soft,
 }
 
 /// What `Discard` can remove.
@@ -104,12 +154,19 @@ impl Request {
             Request::Download(_) => "download",
             Request::Upgrade(_) => "upgrade",
             Request::Switch(..) => "switch",
+            Request::Import(..) => "import",
             Request::Rollback { .. } => "rollback",
             Request::CancelRollback => "cancel-rollback",
             Request::Apply { .. } => "apply",
             Request::SetFinalization { locked: true, .. } => "lock",
             Request::SetFinalization { locked: false, .. } => "unlock",
+            Request::SetPinned { pinned: true, .. } => "pin",
+            Request::SetPinned { pinned: false, .. } => "unpin",
+            Request::Remove(_) => "remove",
             Request::Discard { .. } => "discard",
+            Request::SetKernelArguments(_) => "kargs",
+            Request::Simulate(_) => "simulate",
+            Request::UsrOverlay { .. } => "usr-overlay",
         }
     }
 
@@ -118,11 +175,17 @@ impl Request {
         match self {
             Request::Check { .. } => phases::CHECK,
             Request::Download(_) => phases::DOWNLOAD,
-            Request::Upgrade(_) | Request::Switch(..) => phases::UPGRADE,
+            Request::Upgrade(pull) | Request::Switch(_, pull) if pull.download_only => {
+                phases::DOWNLOAD
+            }
+            Request::Upgrade(_) | Request::Switch(..) | Request::Import(..) => phases::UPGRADE,
             Request::Rollback { .. } | Request::CancelRollback => phases::ROLLBACK,
             Request::Apply { .. } => phases::APPLY,
-            Request::SetFinalization { .. } => phases::FINALIZATION,
-            Request::Discard { .. } => phases::DISCARD,
+            Request::SetFinalization { .. } | Request::SetPinned { .. } => phases::CHANGE,
+            Request::Remove(_) | Request::Discard { .. } => phases::DISCARD,
+            Request::SetKernelArguments(_) => phases::RESTAGE,
+            Request::Simulate(_) => phases::CHECK,
+            Request::UsrOverlay { .. } => phases::CHANGE,
         }
     }
 
@@ -132,8 +195,11 @@ impl Request {
         match self {
             Request::Check { .. } => Command::Check,
             Request::Download(_) => Command::Download,
+            Request::Upgrade(pull) | Request::Switch(_, pull) if pull.download_only => {
+                Command::Download
+            }
             Request::Upgrade(_) => Command::Upgrade,
-            Request::Switch(..) => Command::Switch,
+            Request::Switch(..) | Request::Import(..) => Command::Switch,
             Request::Rollback {
                 digest,
                 discard_staged,
@@ -144,28 +210,38 @@ impl Request {
             },
             Request::CancelRollback => Command::CancelRollback,
             Request::Apply { .. } => Command::Apply,
-            Request::SetFinalization { .. } => Command::Manage,
+            Request::SetFinalization { .. } | Request::SetPinned { .. } | Request::Remove(_) => {
+                Command::Manage
+            }
             Request::Discard { .. } => Command::Discard,
+            Request::SetKernelArguments(_) => Command::SetKernelArguments,
+            Request::Simulate(_) => Command::Check,
+            Request::UsrOverlay { .. } => Command::Manage,
         }
     }
 
     /// Whether it may run beside another job.
     pub fn is_read(&self) -> bool {
-        matches!(self, Request::Check { .. })
+        matches!(self, Request::Check { .. } | Request::Simulate(_))
     }
 
     /// Whether it talks to a registry, which needs a configuration that can be trusted.
     pub fn uses_network(&self) -> bool {
         match self {
+            Request::Upgrade(pull) | Request::Switch(_, pull) => !pull.from_cache,
             Request::Check { .. }
             | Request::Download(_)
-            | Request::Upgrade(_)
-            | Request::Switch(..) => true,
+            | Request::Import(..)
+            | Request::Simulate(_) => true,
             Request::Rollback { .. }
             | Request::CancelRollback
             | Request::Apply { .. }
             | Request::SetFinalization { .. }
-            | Request::Discard { .. } => false,
+            | Request::SetPinned { .. }
+            | Request::Remove(_)
+            | Request::Discard { .. }
+            | Request::SetKernelArguments(_)
+            | Request::UsrOverlay { .. } => false,
         }
     }
 }
@@ -175,6 +251,10 @@ impl Request {
 pub enum Fact {
     /// Text.
     Text(String),
+    /// Several texts.
+    Texts(Vec<String>),
+    /// Texts that belong together two by two.
+    Pairs(Vec<(String, String)>),
     /// Yes or no.
     Flag(bool),
     /// A number, mostly bytes.
@@ -208,6 +288,13 @@ pub struct Outcome {
     pub facts: Facts,
 }
 
+impl Outcome {
+    /// Whether it is what an earlier check found, and nobody was asked.
+    pub fn is_cached(&self) -> bool {
+        self.facts.contains(&(check::CACHED, Fact::Flag(true)))
+    }
+}
+
 /// What a job works with.
 #[derive(Debug, Clone)]
 pub struct Job {
@@ -219,16 +306,22 @@ pub struct Job {
     pub quarantine: Arc<Mutex<Result<Quarantine, record::Error>>>,
     /// Sessions, inhibitors, reboot.
     pub logind: Logind,
-    /// The unit that finalizes.
+    /// The finalizing unit, and programs of the host outside of the sandbox.
     pub systemd: Systemd,
+    /// Who keeps jobs from rebooting the host.
+    pub inhibitors: Inhibitors,
+    /// Nobody waits for it.
+    pub background: bool,
     /// Where to say how far it is.
     pub progress: Progress,
     /// Fires when somebody cancels.
     pub cancel: CancellationToken,
-    /// When the last successful check was (unix seconds), for `max-age`.
-    pub last_check: Option<u64>,
+    /// How the registry was asked last, for `max-age`.
+    pub last_check: Option<LastCheck>,
     /// Where the candidate goes as soon as it is known.
     pub found: tokio::sync::watch::Sender<Option<Candidate>>,
+    /// What is known about packages in images, and where more goes.
+    pub packages: Packages,
 }
 
 impl Job {
@@ -239,6 +332,7 @@ impl Job {
             Request::Download(pull) => upgrade::download(self, pull).await,
             Request::Upgrade(pull) => upgrade::upgrade(self, pull).await,
             Request::Switch(origin, pull) => upgrade::switch(self, origin, pull).await,
+            Request::Import(archive, pull) => upgrade::import_archive(self, archive, pull).await,
             Request::Rollback {
                 digest,
                 discard_staged,
@@ -255,12 +349,20 @@ impl Job {
             Request::CancelRollback => rollback::cancel(self).await,
             Request::Apply {
                 digest,
+                mode,
                 ignore_inhibitors,
-            } => apply::run(self, digest.as_ref(), *ignore_inhibitors).await,
+            } => apply::run(self, digest.as_ref(), *mode, *ignore_inhibitors).await,
             Request::SetFinalization { deployment, locked } => {
                 finalization::run(self, deployment, *locked).await
             }
+            Request::SetPinned { deployment, pinned } => {
+                manage::pin(self, deployment, *pinned).await
+            }
+            Request::Remove(deployment) => manage::remove(self, deployment).await,
             Request::Discard { what, dry_run } => discard::run(self, what, *dry_run).await,
+            Request::SetKernelArguments(change) => kargs::run(self, change).await,
+            Request::Simulate(digest) => simulate::run(self, digest.as_ref()).await,
+            Request::UsrOverlay { read_only } => usr_overlay::run(self, *read_only).await,
         }
     }
 

@@ -1,16 +1,18 @@
 //! How far a job is: the one place where its numbers are kept.
 //!
 //! Owns the phases of each kind of job and their share of the whole, and the counters
-//! that import threads add to. Invariants: `fraction` never decreases; a phase is never
-//! left for an earlier one; readers get a consistent copy; writing a counter never waits
-//! for a reader (publication is the engine's, at most five times a second).
+//! that import threads add to. Invariants: `fraction` and `bytes_done` never decrease; a
+//! phase is never left for an earlier one unless the job is parked and begins anew; readers
+//! get a consistent copy; writing a counter never waits for a reader (publication is the
+//! engine's, at most five times a second).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
-use crate::image::layout::Layer;
+use crate::image::layer::Layer;
 use crate::image::reference::Digest;
 use crate::import::{MergeStep, Observer};
+
+use super::log::{Event, Log};
 
 /// What a job is doing, in the words of the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,8 +81,10 @@ pub mod phases {
     pub const ROLLBACK: Phases = &[(Phase::Bootloader, 1.0)];
     /// `Apply`.
     pub const APPLY: Phases = &[(Phase::Rebooting, 1.0)];
-    /// `SetLocked` of a deployment.
-    pub const FINALIZATION: Phases = &[(Phase::Staging, 1.0)];
+    /// `SetLocked` and `SetPinned` of a deployment.
+    pub const CHANGE: Phases = &[(Phase::Staging, 1.0)];
+    /// `SetKernelArguments`.
+    pub const RESTAGE: Phases = &[(Phase::Staging, 0.7), (Phase::Cleaning, 0.3)];
     /// `Discard`.
     pub const DISCARD: Phases = &[(Phase::Cleaning, 1.0)];
 }
@@ -117,6 +121,24 @@ pub struct Reading {
     pub cancellable: bool,
 }
 
+impl Reading {
+    /// Whether the job, if it is one that fetches, can be stopped now and begin anew later with
+    /// nothing lost: layers that are complete stay.
+    pub fn is_before_the_merge(&self) -> bool {
+        let fetches = match self.phase {
+            None | Some(Phase::Resolving | Phase::Downloading | Phase::Importing) => true,
+            Some(
+                Phase::Merging
+                | Phase::Staging
+                | Phase::Bootloader
+                | Phase::Cleaning
+                | Phase::Rebooting,
+            ) => false,
+        };
+        fetches && self.cancellable
+    }
+}
+
 #[derive(Debug)]
 struct Numbers {
     reading: Reading,
@@ -129,6 +151,7 @@ struct Numbers {
 #[derive(Debug, Clone)]
 pub struct Progress {
     phases: Phases,
+    log: Log,
     numbers: Arc<Mutex<Numbers>>,
 }
 
@@ -156,8 +179,14 @@ impl Progress {
         };
         Self {
             phases,
+            log: Log::default(),
             numbers: Arc::new(Mutex::new(numbers)),
         }
+    }
+
+    /// What was said.
+    pub fn log(&self) -> &Log {
+        &self.log
     }
 
     fn update(&self, change: impl FnOnce(&mut Numbers)) {
@@ -185,6 +214,8 @@ impl Progress {
     pub fn enter(&self, phase: Phase, message: impl Into<String>) {
         let message = message.into();
         tracing::info!(phase = phase.name(), "{message}");
+        self.log.event(|| Event::Phase(phase.name()));
+        self.log.line(&message);
         let index = self
             .phases
             .iter()
@@ -209,7 +240,18 @@ impl Progress {
     pub fn say(&self, message: impl Into<String>) {
         let message = message.into();
         tracing::info!("{message}");
+        self.log.line(&message);
         self.update(|numbers| numbers.reading.message = message);
+    }
+
+    /// The job was stopped and will begin anew: what was counted stays counted.
+    pub fn park(&self) {
+        self.update(|numbers| {
+            numbers.reading.phase = None;
+            numbers.reading.phase_index = 0;
+            numbers.reading.active_layers.clear();
+            numbers.part = 0.0;
+        });
     }
 
     /// From here on cancelling has no effect.
@@ -246,13 +288,18 @@ impl Observer for Progress {
             ),
         );
         self.update(|numbers| {
-            numbers.reading.layers_total = layers;
-            numbers.reading.bytes_total = bytes_to_fetch;
+            // What a job fetched before it was parked is not to be fetched again.
+            numbers.reading.layers_total = numbers.reading.layers_done + layers;
+            numbers.reading.bytes_total = numbers.reading.bytes_done + bytes_to_fetch;
             numbers.reading.bytes_cached = bytes_cached;
         });
     }
 
     fn layer_started(&self, layer: &Layer) {
+        self.log.event(|| Event::LayerStarted {
+            digest: layer.digest.to_string(),
+            size: layer.size,
+        });
         let entry = (layer.digest.to_string(), 0, layer.size);
         self.update(|numbers| {
             if numbers.reading.active_layers.len() < ACTIVE_LAYERS {
@@ -279,6 +326,9 @@ impl Observer for Progress {
     }
 
     fn layer_done(&self, layer: &Layer) {
+        self.log.event(|| Event::LayerDone {
+            digest: layer.digest.to_string(),
+        });
         self.update(|numbers| {
             let reading = &mut numbers.reading;
             reading.layers_done += 1;
@@ -307,34 +357,9 @@ impl Observer for Progress {
     }
 }
 
-/// Bytes a second, smoothed over the publications.
-#[derive(Debug, Default)]
-pub struct Rate {
-    last: Option<(Instant, u64)>,
-    smoothed: f64,
-}
-
-impl Rate {
-    /// The rate after `bytes` have been received at `now`.
-    pub fn update(&mut self, now: Instant, bytes: u64) -> u64 {
-        if let Some((before, had)) = self.last {
-            let seconds = now.duration_since(before).as_secs_f64();
-            if seconds > 0.0 {
-                let current = bytes.saturating_sub(had) as f64 / seconds;
-                // Half-life of about a second at five updates a second.
-                let weight = 1.0 - 0.5f64.powf(seconds);
-                self.smoothed += (current - self.smoothed) * weight;
-            }
-        }
-        self.last = Some((now, bytes));
-        self.smoothed as u64
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn shares_sum_to_one() {
@@ -376,15 +401,5 @@ mod tests {
         progress.say("hello");
         assert_eq!(progress.take_changed().unwrap().message, "hello");
         assert!(progress.take_changed().is_none());
-    }
-
-    #[test]
-    fn the_rate_follows_the_bytes() {
-        let (mut rate, start) = (Rate::default(), Instant::now());
-        let mut seen = 0;
-        for second in 0..10 {
-            seen = rate.update(start + Duration::from_secs(second), second * 1000);
-        }
-        assert!((900..=1000).contains(&seen), "{seen}");
     }
 }

@@ -5,7 +5,7 @@
 //! host on the newer image with the older one not offered, never the other way round.
 
 use super::progress::Phase;
-use super::{Fact, Job, Outcome, apply, now};
+use super::{Fact, Job, Outcome, Reboot, apply, now};
 use crate::error::Error;
 use crate::image::reference::Digest;
 use crate::record::Reason;
@@ -57,7 +57,11 @@ fn target<'a>(snapshot: &'a Snapshot, digest: Option<&Digest>) -> Result<&'a Dep
         })
 }
 
-pub(super) async fn run(job: &Job, back: &Back<'_>, reboot: bool) -> Result<Outcome, Error> {
+pub(super) async fn run(
+    job: &Job,
+    back: &Back<'_>,
+    reboot: Option<Reboot>,
+) -> Result<Outcome, Error> {
     let lock = job.sysroot.lock(job.config.lock_wait, &job.cancel).await?;
     let snapshot = job.sysroot.snapshot().await?;
     let target = match target(&snapshot, back.digest) {
@@ -99,8 +103,8 @@ pub(super) async fn run(job: &Job, back: &Back<'_>, reboot: bool) -> Result<Outc
     if let Some(left) = booted.digest() {
         facts.push(("left", Fact::Text(left.to_string())));
     }
-    if reboot {
-        apply::run(job, target.digest(), false).await?;
+    if let Some(mode) = reboot {
+        apply::run(job, target.digest(), mode, false).await?;
     }
     Ok(Outcome { facts })
 }

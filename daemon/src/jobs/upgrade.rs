@@ -8,13 +8,16 @@
 use std::sync::Arc;
 
 use super::progress::Phase;
-use super::source::{self, Found};
-use super::{Fact, Facts, Job, Outcome, apply, direction, finalization};
+use super::source::{self, Archive, Found};
+use super::{
+    Fact, Facts, Job, Outcome, Reboot, apply, bound, cached, direction, finalization, packages,
+    room, staging,
+};
 use crate::error::{Error, ROLLBACK_PENDING};
 use crate::image::layout::Image;
 use crate::image::reference::{Digest, OriginReference};
 use crate::import::{self, ImportRequest};
-use crate::sysroot::{ImageCleanup, Snapshot};
+use crate::sysroot::Snapshot;
 
 /// What a caller says about the image that is wanted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -25,10 +28,14 @@ pub struct Pull {
     pub allow_downgrade: bool,
     /// Also if another update is staged already.
     pub replace_staged: bool,
+    /// Pull without staging.
+    pub download_only: bool,
+    /// Only what was pulled before: nobody is asked.
+    pub from_cache: bool,
     /// Whether it is kept from finalization; `None`: as what is staged already, if anything.
     pub lock: Option<bool>,
     /// Reboot when it is staged.
-    pub apply: bool,
+    pub apply: Option<Reboot>,
 }
 
 impl Pull {
@@ -44,7 +51,7 @@ impl Pull {
 
 /// What follows from what was found.
 #[derive(Debug, PartialEq, Eq)]
-enum Decision {
+pub(super) enum Decision {
     /// The host has it already; the sentence says where.
     Nothing(&'static str),
     /// Go on.
@@ -52,7 +59,7 @@ enum Decision {
 }
 
 /// The rule, pure: what to do about `digest`, found as the target of `pull`.
-fn decide(
+pub(super) fn decide(
     snapshot: &Snapshot,
     found: &Found,
     pull: &Pull,
@@ -102,7 +109,8 @@ fn decide(
 pub(super) async fn upgrade(job: &Job, pull: &Pull) -> Result<Outcome, Error> {
     let snapshot = job.sysroot.snapshot().await?;
     let origin = source::tracked(&snapshot)?;
-    pull_and_stage(job, &snapshot, &origin, pull).await
+    let found = find(job, &snapshot, &origin, pull).await?;
+    pull_and_stage(job, &snapshot, &found, pull).await
 }
 
 pub(super) async fn switch(
@@ -112,7 +120,43 @@ pub(super) async fn switch(
 ) -> Result<Outcome, Error> {
     let snapshot = job.sysroot.snapshot().await?;
     snapshot.booted().ok_or(Error::NotBooted)?;
-    pull_and_stage(job, &snapshot, origin, pull).await
+    source::refuse_layered(&snapshot)?;
+    let found = find(job, &snapshot, origin, pull).await?;
+    pull_and_stage(job, &snapshot, &found, pull).await
+}
+
+/// The image that is asked for, in the registry or among what was downloaded.
+async fn find(
+    job: &Job,
+    snapshot: &Snapshot,
+    origin: &OriginReference,
+    pull: &Pull,
+) -> Result<Found, Error> {
+    if !pull.download_only {
+        refuse_beside_rollback(snapshot)?;
+    }
+    if pull.from_cache {
+        cached::find(job, origin, pull.digest.as_ref()).await
+    } else {
+        source::resolve(job, origin, pull.digest.as_ref()).await
+    }
+}
+
+pub(super) async fn import_archive(
+    job: &Job,
+    archive: &Archive,
+    pull: &Pull,
+) -> Result<Outcome, Error> {
+    let snapshot = job.sysroot.snapshot().await?;
+    snapshot.booted().ok_or(Error::NotBooted)?;
+    source::refuse_layered(&snapshot)?;
+    refuse_beside_rollback(&snapshot)?;
+    let origin = match &archive.origin {
+        Some(origin) => origin.clone(),
+        None => source::tracked(&snapshot)?,
+    };
+    let found = source::resolve_handed(job, archive, origin, pull.digest.as_ref()).await?;
+    pull_and_stage(job, &snapshot, &found, pull).await
 }
 
 /// Pulls without staging: the image stays in the repository under a ref of ours, so
@@ -121,42 +165,66 @@ pub(super) async fn download(job: &Job, pull: &Pull) -> Result<Outcome, Error> {
     let snapshot = job.sysroot.snapshot().await?;
     let origin = source::tracked(&snapshot)?;
     let found = source::resolve(job, &origin, pull.digest.as_ref()).await?;
-    // A download stages nothing, so nothing that is staged can be lost by it.
+    let pulled = only_pull(job, &snapshot, &found, pull).await?;
+    pulled.ok_or_else(|| {
+        Error::NoUpdate(
+            "there is nothing to download: the newest image is booted or staged already".into(),
+        )
+    })
+}
+
+/// Pulls without staging; `None` if there is nothing to pull.
+async fn only_pull(
+    job: &Job,
+    snapshot: &Snapshot,
+    found: &Found,
+    pull: &Pull,
+) -> Result<Option<Outcome>, Error> {
+    // Nothing is staged, so nothing that is staged can be lost by it.
     let pull = Pull {
         replace_staged: true,
         ..pull.clone()
     };
-    match decide(&snapshot, &found, &pull, is_quarantined(job, &found)?)? {
-        Decision::Nothing(_) => Err(Error::NoUpdate(
-            "there is nothing to download: the newest image is booted or staged already".into(),
-        )),
-        Decision::Pull => {
-            let imported = import(job, &found).await?;
-            let mut facts = facts_of(job, &found, true);
-            facts.push(("fetched-bytes", Fact::Number(imported.bytes_fetched)));
-            Ok(Outcome { facts })
-        }
+    let decision = decide(snapshot, found, &pull, is_quarantined(job, found)?)?;
+    if let Decision::Nothing(why) = decision {
+        job.progress.say(why);
+        return Ok(None);
     }
+    room::before_download(job, snapshot, found).await?;
+    let imported = import(job, found, pull.from_cache).await?;
+    packages::look_at_pulled(job, snapshot, &found.image.digest, &imported.commit).await;
+    // So that staging it later asks nobody for anything.
+    bound::pull(job, &imported.commit, Phase::Merging).await?;
+    let mut facts = facts_of(job, found, true);
+    facts.push(("fetched-bytes", Fact::Number(imported.bytes_fetched)));
+    facts.push(("staged", Fact::Flag(false)));
+    Ok(Some(Outcome { facts }))
 }
 
 async fn pull_and_stage(
     job: &Job,
     snapshot: &Snapshot,
-    origin: &OriginReference,
+    found: &Found,
     pull: &Pull,
 ) -> Result<Outcome, Error> {
-    refuse_beside_rollback(snapshot)?;
-    let found = source::resolve(job, origin, pull.digest.as_ref()).await?;
-    if let Decision::Nothing(why) = decide(snapshot, &found, pull, is_quarantined(job, &found)?)? {
-        job.progress.say(why);
-        return nothing_to_pull(job, snapshot, &found, pull).await;
+    if pull.download_only {
+        let facts = || facts_of(job, found, false);
+        let pulled = only_pull(job, snapshot, found, pull).await?;
+        return Ok(pulled.unwrap_or_else(|| Outcome { facts: facts() }));
     }
-    let imported = import(job, &found).await?;
-    let mut facts = facts_of(job, &found, true);
+    if let Decision::Nothing(why) = decide(snapshot, found, pull, is_quarantined(job, found)?)? {
+        job.progress.say(why);
+        return nothing_to_pull(job, snapshot, found, pull).await;
+    }
+    room::before_download(job, snapshot, found).await?;
+    let imported = import(job, found, pull.from_cache).await?;
+    packages::look_at_pulled(job, snapshot, &found.image.digest, &imported.commit).await;
+    let mut facts = facts_of(job, found, true);
     facts.push(("fetched-bytes", Fact::Number(imported.bytes_fetched)));
-    stage(job, &found, pull, imported.commit, &mut facts).await?;
-    if pull.apply {
-        apply::run(job, Some(&found.image.digest), false).await?;
+    bound::pull(job, &imported.commit, Phase::Staging).await?;
+    staging::stage(job, found, pull, imported.commit, &mut facts).await?;
+    if let Some(mode) = pull.apply {
+        apply::run(job, Some(&found.image.digest), mode, false).await?;
     }
     Ok(Outcome { facts })
 }
@@ -171,7 +239,7 @@ async fn nothing_to_pull(
     let digest = &found.image.digest;
     let Some(staged) = snapshot.staged() else {
         let mut facts = facts_of(job, found, false);
-        facts.push(("reboot", reboot_fact(false)));
+        facts.push(("reboot", staging::reboot_fact(false)));
         return Ok(Outcome { facts });
     };
     let locked = pull.lock.unwrap_or(staged.locked);
@@ -179,22 +247,22 @@ async fn nothing_to_pull(
     let mut facts = facts_of(job, found, changed);
     facts.push(("deployment", Fact::Deployment(staged.id.clone())));
     facts.push(("locked", Fact::Flag(locked)));
-    facts.push(("reboot", reboot_fact(!locked)));
-    if pull.apply {
-        apply::run(job, Some(digest), false).await?;
+    facts.push(("reboot", staging::reboot_fact(!locked)));
+    if let Some(mode) = pull.apply {
+        apply::run(job, Some(digest), mode, false).await?;
     }
     Ok(Outcome { facts })
 }
 
 /// A rollback that somebody queued is not undone by the next update.
-fn refuse_beside_rollback(snapshot: &Snapshot) -> Result<(), Error> {
+pub(super) fn refuse_beside_rollback(snapshot: &Snapshot) -> Result<(), Error> {
     if snapshot.rollback_queued {
         return Err(Error::StagedPending(ROLLBACK_PENDING.into()));
     }
     Ok(())
 }
 
-fn is_quarantined(job: &Job, found: &Found) -> Result<bool, Error> {
+pub(super) fn is_quarantined(job: &Job, found: &Found) -> Result<bool, Error> {
     Ok(job.quarantined(&found.image.digest)?.is_some())
 }
 
@@ -218,17 +286,18 @@ fn facts_of(job: &Job, found: &Found, changed: bool) -> Facts {
     facts
 }
 
-pub(super) fn reboot_fact(needed: bool) -> Fact {
-    Fact::Text(if needed { "reboot" } else { "none" }.into())
-}
-
-async fn import(job: &Job, found: &Found) -> Result<import::Imported, Error> {
+/// `is_here`: it was pulled before, so where it came from is not asked for anything.
+async fn import(job: &Job, found: &Found, is_here: bool) -> Result<import::Imported, Error> {
     job.check_cancelled()?;
     job.sysroot.ensure_writable().await?;
     let source = found.source.clone();
     let request = ImportRequest {
         repo_path: job.sysroot.repo_path(),
-        image: found.image.clone(),
+        image: if is_here {
+            found.image.clone()
+        } else {
+            source::bring_out(job, found).await?
+        },
         imgref: found.origin.image.canonical(),
         fetch: Arc::new(move |layer: &_| {
             let (source, layer) = (source.clone(), Clone::clone(layer));
@@ -236,74 +305,12 @@ async fn import(job: &Job, found: &Found) -> Result<import::Imported, Error> {
         }),
         observer: Arc::new(job.progress.clone()),
         cancel: job.cancel.clone(),
-        parallel_layers: job.config.parallel_layers,
+        // What nobody waits for takes one lane only.
+        parallel_layers: if job.background {
+            1
+        } else {
+            job.config.parallel_layers
+        },
     };
     Ok(import::import(request).await?)
-}
-
-/// Makes the deployment, then removes what it made unnecessary. A failing clean-up does
-/// not undo the staged update, which is what was asked for.
-async fn stage(
-    job: &Job,
-    found: &Found,
-    pull: &Pull,
-    commit: String,
-    facts: &mut Facts,
-) -> Result<(), Error> {
-    job.check_cancelled()?;
-    job.progress
-        .enter(Phase::Staging, "waiting for the sysroot lock");
-    let lock = job.sysroot.lock(job.config.lock_wait, &job.cancel).await?;
-    // Another tool may have staged something while layers were on their way.
-    let snapshot = job.sysroot.snapshot().await?;
-    refuse_beside_rollback(&snapshot)?;
-    if let Decision::Nothing(why) = decide(&snapshot, found, pull, is_quarantined(job, found)?)? {
-        job.progress.say(why);
-        let staged = snapshot.staged().filter(|staged| !staged.locked);
-        facts.push(("reboot", reboot_fact(staged.is_some())));
-        return Ok(());
-    }
-    let was_locked = snapshot.staged().is_some_and(|staged| staged.locked);
-    let locked = pull.lock.unwrap_or(was_locked);
-    if let Some(replaced) = snapshot.staged().and_then(|staged| staged.digest()) {
-        job.progress.say(format!("replacing the staged {replaced}"));
-        facts.push(("replaced", Fact::Text(replaced.to_string())));
-    }
-    job.progress.say("making the deployment");
-    job.progress.part(0.3);
-    let staged = lock
-        .stage(commit, &found.origin, locked, &job.cancel)
-        .await?;
-    job.progress.point_of_no_return();
-    if let Err(error) = job.systemd.arm_finalization().await {
-        tracing::warn!(%error, "the image is staged; a reboot very soon may not switch to it");
-    }
-    if pull.digest.is_some() {
-        let digest = found.image.digest.to_string();
-        let lifted = job.change_quarantine(move |list| list.lift(&digest)).await;
-        if let Err(error) = lifted {
-            tracing::warn!(%error, "the image is staged, but stays on the quarantine list");
-        }
-    }
-    job.progress
-        .enter(Phase::Cleaning, "removing what is no longer needed");
-    if let Err(error) = clean_up(job, &lock).await {
-        tracing::warn!(%error, "clean-up after staging failed; osteward discard unreferenced tries again");
-    }
-    let id = format!(
-        "d_{}_{}",
-        &staged.checksum[..16.min(staged.checksum.len())],
-        staged.serial
-    );
-    facts.push(("deployment", Fact::Deployment(id)));
-    facts.push(("locked", Fact::Flag(staged.locked)));
-    facts.push(("reboot", reboot_fact(!staged.locked)));
-    Ok(())
-}
-
-async fn clean_up(job: &Job, lock: &crate::sysroot::Lock) -> Result<(), Error> {
-    lock.release_download(&job.cancel).await?;
-    lock.clean_up(ImageCleanup::Unreferenced, false, &job.cancel)
-        .await?;
-    Ok(())
 }

@@ -13,6 +13,10 @@ use zbus::OwnedObjectPath;
 /// explains: it was sent before, and only has to be handed over.
 const ANNOUNCEMENT: Duration = Duration::from_secs(1);
 
+/// Flags of `RebootWithFlags`: respect inhibitors although root asks; leave the kernel alone.
+const ROOT_CHECK_INHIBITORS: u64 = 1;
+const SOFT_REBOOT: u64 = 4;
+
 /// logind did not answer.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("systemd-logind does not answer, so the host is not rebooted: {0}")]
@@ -44,6 +48,7 @@ trait Manager {
     fn list_inhibitors(&self) -> zbus::Result<Vec<(String, String, String, String, u32, u32)>>;
     fn list_sessions(&self) -> zbus::Result<Vec<(String, u32, String, String, OwnedObjectPath)>>;
     fn reboot(&self, interactive: bool) -> zbus::Result<()>;
+    fn reboot_with_flags(&self, flags: u64) -> zbus::Result<()>;
     #[zbus(signal)]
     fn prepare_for_shutdown(&self, start: bool) -> zbus::Result<()>;
 }
@@ -88,20 +93,39 @@ impl Logind {
     /// announced the shutdown, and that counts as its answer.
     pub async fn reboot(&self) -> Result<(), Error> {
         let manager = self.manager().await?;
-        let mut announced = manager.receive_prepare_for_shutdown().await?;
-        let Err(error) = manager.reboot(false).await else {
-            return Ok(());
-        };
-        let went_away = matches!(
-            &error,
-            zbus::Error::FDO(fdo) if matches!(**fdo, zbus::fdo::Error::NoReply(_))
-        );
-        if went_away
-            && let Ok(Some(signal)) = tokio::time::timeout(ANNOUNCEMENT, announced.next()).await
-            && signal.args().is_ok_and(|it| it.start)
-        {
-            return Ok(());
-        }
-        Err(error.into())
+        going_down(&manager, manager.reboot(false)).await
     }
+
+    /// As [`Logind::reboot`], into the root that is prepared and without the kernel. Needs a
+    /// systemd that knows it.
+    pub async fn soft_reboot(&self, ignore_inhibitors: bool) -> Result<(), Error> {
+        let manager = self.manager().await?;
+        let flags = match ignore_inhibitors {
+            true => SOFT_REBOOT,
+            false => SOFT_REBOOT | ROOT_CHECK_INHIBITORS,
+        };
+        going_down(&manager, manager.reboot_with_flags(flags)).await
+    }
+}
+
+/// The answer to a call that takes the host down.
+async fn going_down(
+    manager: &ManagerProxy<'_>,
+    call: impl Future<Output = zbus::Result<()>>,
+) -> Result<(), Error> {
+    let mut announced = manager.receive_prepare_for_shutdown().await?;
+    let Err(error) = call.await else {
+        return Ok(());
+    };
+    let went_away = matches!(
+        &error,
+        zbus::Error::FDO(fdo) if matches!(**fdo, zbus::fdo::Error::NoReply(_))
+    );
+    if went_away
+        && let Ok(Some(signal)) = tokio::time::timeout(ANNOUNCEMENT, announced.next()).await
+        && signal.args().is_ok_and(|it| it.start)
+    {
+        return Ok(());
+    }
+    Err(error.into())
 }

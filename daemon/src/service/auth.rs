@@ -40,6 +40,14 @@ pub(super) enum Action {
     Manage,
     /// Stop somebody else's job.
     Cancel,
+    /// Keep jobs from rebooting the host.
+    Inhibit,
+    /// Read the configuration again.
+    Reload,
+    /// Change the kernel arguments: root on the next boot.
+    Kargs,
+    /// Put an overlay over `/usr`.
+    UsrOverlay,
 }
 
 impl Action {
@@ -57,6 +65,10 @@ impl Action {
             Action::IgnoreInhibit => "org.osteward1.ignore-inhibit",
             Action::Manage => "org.osteward1.manage",
             Action::Cancel => "org.osteward1.cancel",
+            Action::Inhibit => "org.osteward1.inhibit",
+            Action::Reload => "org.osteward1.reload",
+            Action::Kargs => "org.osteward1.kargs",
+            Action::UsrOverlay => "org.osteward1.usr-overlay",
         }
     }
 }
@@ -190,7 +202,7 @@ async fn ask(
 }
 
 /// Returns when the caller has left the bus.
-async fn vanished(connection: &Connection, sender: &UniqueName<'_>) {
+pub(super) async fn vanished(connection: &Connection, sender: &UniqueName<'_>) {
     let watch = async {
         let bus = zbus::fdo::DBusProxy::new(connection).await?;
         let mut changes = bus

@@ -11,14 +11,15 @@ use zbus::{Connection, OwnedObjectPath};
 use super::auth::{self, Action, Details};
 use super::publish::Publisher;
 use super::{parse, translate};
-use crate::engine::{Caller, Engine};
+use crate::engine::{Caller, Engine, Terms};
 use crate::jobs::Request;
 
-/// Who called, and why.
+/// Who called, and on which terms.
 pub(super) struct Call<'a> {
     pub(super) connection: &'a Connection,
     pub(super) header: Header<'a>,
     caller: Caller,
+    terms: Terms,
 }
 
 impl<'a> Call<'a> {
@@ -28,10 +29,12 @@ impl<'a> Call<'a> {
         header: Header<'a>,
         options: Common,
     ) -> Result<Self, Error> {
+        let terms = parse::terms(&options)?;
         Ok(Self {
             connection,
             header,
             caller: parse::caller(options)?,
+            terms,
         })
     }
 
@@ -53,7 +56,7 @@ impl<'a> Call<'a> {
         };
         let uid = auth::require(self.connection, &self.header, actions, &details).await?;
         let caller = Caller { uid, ..self.caller };
-        let job = engine.submit(request, caller).await;
+        let job = engine.submit(request, caller, self.terms).await;
         let job = job.map_err(|error| error.to_bus())?;
         publisher.sync().await;
         Ok(translate::job_path(job))

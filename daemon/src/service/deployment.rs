@@ -3,14 +3,15 @@
 use std::collections::HashMap;
 
 use osteward_dbus::Error;
-use osteward_dbus::options::ManageOptions;
-use osteward_dbus::types::DeploymentInfo;
+use osteward_dbus::options::{ManageOptions, NoOptions};
+use osteward_dbus::types::{DeploymentInfo, PackageMove};
 use tokio::sync::watch;
 use zbus::message::Header;
-use zbus::{Connection, OwnedObjectPath};
+use zbus::{Connection, ObjectPath, OwnedObjectPath};
 
 use super::auth::Action;
 use super::call::Call;
+use super::packages;
 use super::publish::Publisher;
 use crate::engine::Engine;
 use crate::jobs::Request;
@@ -64,6 +65,41 @@ impl Deployment {
         let deployment = self.record().id;
         let request = Request::SetFinalization { deployment, locked };
         self.manage(call, request).await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn set_pinned(
+        &self,
+        pinned: bool,
+        options: ManageOptions,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let call = Call::new(connection, header, options.common())?;
+        let deployment = self.record().id;
+        let request = Request::SetPinned { deployment, pinned };
+        self.manage(call, request).await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn remove(
+        &self,
+        options: ManageOptions,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let call = Call::new(connection, header, options.common())?;
+        self.manage(call, Request::Remove(self.record().id)).await
+    }
+
+    #[zbus(out_args("diff"))]
+    async fn diff_packages(
+        &self,
+        other: ObjectPath<'_>,
+        options: NoOptions,
+    ) -> Result<Vec<PackageMove>, Error> {
+        let NoOptions {} = options;
+        packages::between(&self.engine, &self.record().id, &other).await
     }
 
     #[zbus(property)]
@@ -154,5 +190,20 @@ impl Deployment {
     #[zbus(property)]
     fn kernel_arguments(&self) -> Vec<String> {
         self.record().kernel_arguments
+    }
+
+    #[zbus(property)]
+    fn soft_reboot_capable(&self) -> String {
+        self.record().soft_reboot_capable
+    }
+
+    #[zbus(property)]
+    fn unlocked(&self) -> String {
+        self.record().unlocked
+    }
+
+    #[zbus(property)]
+    fn warnings(&self) -> Vec<String> {
+        self.record().warnings
     }
 }

@@ -6,20 +6,21 @@
 
 use osteward_dbus::Error;
 use osteward_dbus::options::{
-    ApplyOptions, CancelRollbackOptions, CheckOptions, DiscardOptions, DownloadOptions, NoOptions,
-    RollbackOptions, UpgradeOptions,
+    ApplyOptions, CancelRollbackOptions, CheckOptions, DiffEtcOptions, DiscardOptions,
+    DownloadOptions, ImportArchiveOptions, NoOptions, RollbackOptions, SetKernelArgumentsOptions,
+    SimulateOptions, UpgradeOptions, UsrOverlayOptions,
 };
 use osteward_dbus::types::{Dict, HostInfo};
 use zbus::message::Header;
-use zbus::{Connection, OwnedObjectPath};
+use zbus::{Connection, OwnedFd, OwnedObjectPath};
 
 use super::auth::{self, Action};
 use super::call::Call;
 use super::publish::Publisher;
-use super::{parse, translate};
+use super::{diff_etc, parse, translate};
 use crate::engine::Engine;
 use crate::image::reference::Digest;
-use crate::jobs::{Pull, Request};
+use crate::jobs::{Archive, Pull, Request};
 use crate::observe::logind::Logind;
 
 /// The object.
@@ -54,6 +55,13 @@ impl Host {
     ) -> Result<OwnedObjectPath, Error> {
         let image = match &request {
             Request::Switch(origin, _) => origin.image.to_string(),
+            Request::Import(
+                Archive {
+                    origin: Some(origin),
+                    ..
+                },
+                _,
+            ) => origin.image.to_string(),
             _ => self.tracked_image(),
         };
         let digest = digest.as_ref().map_or("", Digest::as_str);
@@ -150,8 +158,14 @@ impl Host {
         let pull = parse::pull(&options)?;
         let digest = pull.digest.clone();
         let call = Call::new(connection, header, options.common())?;
-        let mut actions = vec![self.pull_action(&pull, Action::UpgradeUnverified)];
-        self.add_reboot(&mut actions, &call, pull.apply).await?;
+        let usual = if pull.download_only {
+            Action::Download
+        } else {
+            Action::UpgradeUnverified
+        };
+        let mut actions = vec![self.pull_action(&pull, usual)];
+        self.add_reboot(&mut actions, &call, pull.apply.is_some())
+            .await?;
         self.start(call, Request::Upgrade(pull), &actions, digest)
             .await
     }
@@ -169,8 +183,27 @@ impl Host {
         let digest = pull.digest.clone();
         let call = Call::new(connection, header, options.common())?;
         let mut actions = vec![Action::Switch];
-        self.add_reboot(&mut actions, &call, pull.apply).await?;
+        self.add_reboot(&mut actions, &call, pull.apply.is_some())
+            .await?;
         self.start(call, Request::Switch(origin, pull), &actions, digest)
+            .await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn import_archive(
+        &self,
+        archive: OwnedFd,
+        options: ImportArchiveOptions,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let (archive, pull) = parse::archive(archive, &options)?;
+        let digest = pull.digest.clone();
+        let call = Call::new(connection, header, options.common())?;
+        let mut actions = vec![Action::Switch];
+        self.add_reboot(&mut actions, &call, pull.apply.is_some())
+            .await?;
+        self.start(call, Request::Import(archive, pull), &actions, digest)
             .await
     }
 
@@ -191,7 +224,8 @@ impl Host {
         };
         let call = Call::new(connection, header, options.common())?;
         let mut actions = vec![Action::Rollback];
-        self.add_reboot(&mut actions, &call, apply).await?;
+        self.add_reboot(&mut actions, &call, apply.is_some())
+            .await?;
         self.start(call, request, &actions, digest).await
     }
 
@@ -218,6 +252,7 @@ impl Host {
         let ignore_inhibitors = options.ignore_inhibitors.unwrap_or(false);
         let request = Request::Apply {
             digest: digest.clone(),
+            mode: parse::mode(options.mode.as_deref())?,
             ignore_inhibitors,
         };
         let call = Call::new(connection, header, options.common())?;
@@ -243,6 +278,61 @@ impl Host {
         };
         let call = Call::new(connection, header, options.common())?;
         self.start(call, request, &[Action::Manage], None).await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn set_kernel_arguments(
+        &self,
+        append: Vec<String>,
+        replace: Vec<String>,
+        delete: Vec<String>,
+        options: SetKernelArgumentsOptions,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let change = parse::kernel_change(append, replace, delete, &options)?;
+        let digest = change.digest.clone();
+        let call = Call::new(connection, header, options.common())?;
+        let request = Request::SetKernelArguments(change);
+        self.start(call, request, &[Action::Kargs], digest).await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn simulate(
+        &self,
+        options: SimulateOptions,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let digest = parse::digest(options.digest.as_deref())?;
+        let call = Call::new(connection, header, options.common())?;
+        let request = Request::Simulate(digest.clone());
+        self.start(call, request, &[Action::Check], digest).await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn usr_overlay(
+        &self,
+        options: UsrOverlayOptions,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let request = Request::UsrOverlay {
+            read_only: options.read_only.unwrap_or(false),
+        };
+        let call = Call::new(connection, header, options.common())?;
+        self.start(call, request, &[Action::UsrOverlay], None).await
+    }
+
+    #[zbus(out_args("changes"))]
+    async fn diff_etc(
+        &self,
+        options: DiffEtcOptions,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Vec<(String, String)>, Error> {
+        let uid = auth::uid(connection, &header).await?;
+        diff_etc::changes(&self.engine.status(), &options, uid).await
     }
 
     #[zbus(property)]
@@ -316,7 +406,17 @@ impl Host {
     }
 
     #[zbus(property)]
+    fn last_finalize(&self) -> Dict {
+        self.record().last_finalize
+    }
+
+    #[zbus(property)]
     fn reboot_required(&self) -> String {
         self.record().reboot_required
+    }
+
+    #[zbus(property)]
+    fn kernel_arguments(&self) -> Vec<String> {
+        self.record().kernel_arguments
     }
 }

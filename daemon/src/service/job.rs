@@ -6,11 +6,17 @@ use osteward_dbus::types::{Dict, JobInfo};
 use tokio::sync::watch;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
-use zbus::{Connection, OwnedObjectPath};
+use zbus::{Connection, OwnedFd, OwnedObjectPath};
 
 use super::auth::{self, Action, Details};
 use super::translate;
-use crate::engine::{Engine, JobView};
+use crate::engine::{Engine, JobView, Order};
+
+/// What an order needs of the user who started the job, and of others.
+type Needed = (Option<Action>, Action);
+
+/// Whoever may download may also wait with it.
+const PAUSING: Needed = (Some(Action::Download), Action::Cancel);
 
 /// The object; it shows what the engine publishes of the job.
 #[derive(Debug)]
@@ -28,6 +34,32 @@ impl Job {
     fn record(&self) -> JobInfo {
         translate::job(&self.view.borrow())
     }
+
+    /// Tells the job something if the caller may.
+    async fn tell(
+        &self,
+        order: Order,
+        (own, foreign): Needed,
+        header: &Header<'_>,
+        connection: &Connection,
+    ) -> Result<(), Error> {
+        let _attendance = self.engine.attend();
+        let (id, owner, kind) = {
+            let view = self.view.borrow();
+            (view.id, view.caller.uid, view.kind)
+        };
+        let uid = auth::uid(connection, header).await?;
+        let action = if uid == owner { own } else { Some(foreign) };
+        if let Some(action) = action {
+            let details = Details {
+                kind,
+                ..Details::default()
+            };
+            auth::require(connection, header, &[action], &details).await?;
+        }
+        let told = self.engine.tell(id, order, uid).await;
+        told.map_err(|error| error.to_bus())
+    }
 }
 
 #[zbus::interface(name = "org.osteward1.Job", introspection_docs = false)]
@@ -39,19 +71,67 @@ impl Job {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), Error> {
         let NoOptions {} = options;
-        let _attendance = self.engine.attend();
-        let (id, owner, kind) = {
-            let view = self.view.borrow();
-            (view.id, view.caller.uid, view.kind)
-        };
-        if auth::uid(connection, &header).await? != owner {
-            let details = Details {
-                kind,
-                ..Details::default()
-            };
-            auth::require(connection, &header, &[Action::Cancel], &details).await?;
-        }
-        self.engine.cancel(id).await.map_err(|error| error.to_bus())
+        self.tell(Order::Cancel, (None, Action::Cancel), &header, connection)
+            .await
+    }
+
+    async fn pause(
+        &self,
+        options: NoOptions,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(), Error> {
+        let NoOptions {} = options;
+        self.tell(Order::Pause, PAUSING, &header, connection).await
+    }
+
+    async fn resume(
+        &self,
+        options: NoOptions,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(), Error> {
+        let NoOptions {} = options;
+        self.tell(Order::Resume, PAUSING, &header, connection).await
+    }
+
+    async fn adopt(
+        &self,
+        options: NoOptions,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(), Error> {
+        let NoOptions {} = options;
+        let costs_bandwidth = (Some(Action::Download), Action::Download);
+        self.tell(Order::Adopt, costs_bandwidth, &header, connection)
+            .await
+    }
+
+    async fn release(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(), Error> {
+        let uid = auth::uid(connection, &header).await?;
+        let id = self.view.borrow().id;
+        let released = self.engine.tell(id, Order::Release, uid).await;
+        released.map_err(|error| error.to_bus())
+    }
+
+    #[zbus(out_args("lines"))]
+    async fn get_log(&self, options: NoOptions) -> Result<Vec<String>, Error> {
+        let NoOptions {} = options;
+        let id = self.view.borrow().id;
+        let lines = self.engine.log(id).await;
+        lines.map_err(|error| error.to_bus())
+    }
+
+    #[zbus(out_args("fd"))]
+    async fn stream_events(&self, options: NoOptions) -> Result<OwnedFd, Error> {
+        let NoOptions {} = options;
+        let id = self.view.borrow().id;
+        let events = self.engine.stream(id).await;
+        Ok(events.map_err(|error| error.to_bus())?.into())
     }
 
     /// The changed properties, for clients without a property cache.
@@ -149,6 +229,21 @@ impl Job {
     }
 
     #[zbus(property)]
+    fn paused(&self) -> bool {
+        self.record().paused
+    }
+
+    #[zbus(property)]
+    fn background(&self) -> bool {
+        self.record().background
+    }
+
+    #[zbus(property)]
+    fn blocked_by(&self) -> OwnedObjectPath {
+        self.record().blocked_by
+    }
+
+    #[zbus(property)]
     fn error(&self) -> (String, String) {
         self.record().error
     }
@@ -166,6 +261,11 @@ impl Job {
     #[zbus(property(emits_changed_signal = "const"))]
     fn created_at(&self) -> u64 {
         self.record().created_at
+    }
+
+    #[zbus(property)]
+    fn started_at(&self) -> u64 {
+        self.record().started_at
     }
 
     #[zbus(property)]

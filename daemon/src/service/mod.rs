@@ -8,9 +8,11 @@
 mod auth;
 mod call;
 mod deployment;
+mod diff_etc;
 mod host;
 mod job;
 mod manager;
+mod packages;
 mod parse;
 mod publish;
 mod translate;
@@ -39,7 +41,10 @@ pub async fn serve(
     let publisher = Publisher::new(connection.clone(), engine.clone());
     server.at(ROOT_PATH, zbus::fdo::ObjectManager).await?;
     server
-        .at(MANAGER_PATH, Manager::new(engine.clone()))
+        .at(
+            MANAGER_PATH,
+            Manager::new(engine.clone(), publisher.clone()),
+        )
         .await?;
     server
         .at(HOST_PATH, Host::new(engine, publisher.clone(), logind))

@@ -89,7 +89,7 @@ impl Publisher {
             .map(|deployment| {
                 (
                     translate::deployment_path(&deployment.id),
-                    translate::deployment(deployment),
+                    translate::deployment(status, deployment),
                 )
             })
             .collect();
@@ -97,7 +97,8 @@ impl Publisher {
         self.tell_records(&mut known.deployments, wanted, object)
             .await?;
         let wanted = translate::update(status).into_iter().collect();
-        self.tell_records(&mut known.updates, wanted, Update::new)
+        let object = |record| Update::new(record, self.engine.clone());
+        self.tell_records(&mut known.updates, wanted, object)
             .await?;
         let host = pascal(types::to_dict(&translate::host(status))?);
         self.tell_changes(HOST_PATH, "org.osteward1.Host", &mut known.host, host)
@@ -111,6 +112,10 @@ impl Publisher {
             (
                 "ActiveJob".to_owned(),
                 Variant::from(manager::active_job(status)).try_into()?,
+            ),
+            (
+                "Inhibitors".to_owned(),
+                Variant::from(translate::inhibitors(status)?).try_into()?,
             ),
             (
                 "ConfigWarnings".to_owned(),

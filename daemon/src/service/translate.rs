@@ -5,11 +5,13 @@
 
 use std::collections::HashMap;
 
-use osteward_dbus::types::{self, DeploymentInfo, Dict, HostInfo, JobInfo, UpdateInfo};
+use osteward_dbus::types::{
+    self, DeploymentInfo, Dict, HistoryEntry, HostInfo, InhibitorInfo, JobInfo, UpdateInfo,
+};
 use osteward_dbus::{DEPLOYMENT_PREFIX, NO_OBJECT, UNKNOWN, UPDATE_PREFIX};
 use zbus::{ObjectPath, OwnedObjectPath, OwnedVariant, Variant};
 
-use crate::engine::{JobId, JobView, Look, Status};
+use crate::engine::{Entry, JobId, JobView, Look, Status};
 use crate::image::layout::Image;
 use crate::image::reference::{Digest, OriginReference, SignatureSource};
 use crate::jobs::{Fact, direction};
@@ -67,8 +69,17 @@ fn capped<'a>(entries: impl Iterator<Item = (&'a String, &'a String)>) -> HashMa
     kept
 }
 
+/// Whether a soft reboot leads into it.
+fn soft_reboot_capable(status: &Status, deployment: &sysroot::Deployment) -> &'static str {
+    match (deployment.soft_reboot, status.soft_reboots) {
+        (true, Some(true)) => "yes",
+        (true, None) => "unknown",
+        (false, _) | (true, Some(false)) => "no",
+    }
+}
+
 /// The properties of a deployment.
-pub(super) fn deployment(deployment: &sysroot::Deployment) -> DeploymentInfo {
+pub(super) fn deployment(status: &Status, deployment: &sysroot::Deployment) -> DeploymentInfo {
     let image = deployment.image.as_ref();
     let version = image
         .and_then(|image| image.version())
@@ -83,7 +94,10 @@ pub(super) fn deployment(deployment: &sysroot::Deployment) -> DeploymentInfo {
         staged: deployment.slot == sysroot::Slot::Staged,
         pinned: deployment.pinned,
         locked: deployment.locked,
-        image: deployment.origin_text.clone(),
+        image: match &deployment.refspec {
+            Some(refspec) if deployment.origin_text.is_empty() => refspec.clone(),
+            _ => deployment.origin_text.clone(),
+        },
         digest: deployment
             .digest()
             .map(Digest::to_string)
@@ -97,6 +111,9 @@ pub(super) fn deployment(deployment: &sysroot::Deployment) -> DeploymentInfo {
         size_bytes: image.map_or(0, Image::total_size),
         kernel_version: deployment.kernel_version.clone(),
         kernel_arguments: deployment.kernel_arguments.clone(),
+        soft_reboot_capable: soft_reboot_capable(status, deployment).to_owned(),
+        unlocked: deployment.unlocked.clone(),
+        warnings: deployment.incompatible.iter().cloned().collect(),
     }
 }
 
@@ -124,6 +141,8 @@ pub(super) fn update(status: &Status) -> Option<(OwnedObjectPath, UpdateInfo)> {
         total_size: image.total_size(),
         layers_total: image.layers.len() as u32,
         layers_missing: offer.layers_missing.unwrap_or(u32::MAX),
+        kernel_version: status.kernel_of_offer(),
+        diff_level: status.diff_level().to_owned(),
     };
     Some((update_path(&image.digest), info))
 }
@@ -151,10 +170,14 @@ pub(super) fn job(view: &JobView) -> JobInfo {
         eta: view.eta().unwrap_or(UNKNOWN),
         message: reading.message.clone(),
         cancellable: reading.cancellable,
+        paused: view.paused,
+        background: view.background,
+        blocked_by: view.blocked_by.map_or_else(no_object, job_path),
         error: view.error.clone().unwrap_or_default(),
         result: result(view),
         target: target(view),
         created_at: view.created_at,
+        started_at: view.started_at.unwrap_or(0),
         finished_at: view.finished_at.unwrap_or(0),
         started_by_uid: view.caller.uid,
         started_by_label: view.caller.label.clone(),
@@ -166,6 +189,8 @@ pub(super) fn job(view: &JobView) -> JobInfo {
 pub(super) fn result(view: &JobView) -> Dict {
     let fact = |fact: &Fact| match fact {
         Fact::Text(text) => variant(text.as_str()),
+        Fact::Texts(texts) => variant(texts.clone()),
+        Fact::Pairs(pairs) => variant(pairs.clone()),
         Fact::Flag(flag) => variant(*flag),
         Fact::Number(number) => variant(*number),
         Fact::Deployment(id) => variant(deployment_path(id).into_inner()),
@@ -187,6 +212,43 @@ fn target(view: &JobView) -> OwnedObjectPath {
         _ => None,
     });
     deployment.or(update).unwrap_or_else(no_object)
+}
+
+/// One entry of the history.
+pub(super) fn history_entry(entry: &Entry) -> HistoryEntry {
+    let entry = entry.clone();
+    HistoryEntry {
+        job: entry.job,
+        kind: entry.kind,
+        state: entry.state,
+        image: entry.image,
+        digest: entry.digest,
+        version: entry.version,
+        from_digest: entry.from_digest,
+        to_digest: entry.to_digest,
+        changed: entry.changed,
+        started_by_uid: entry.uid,
+        started_by_label: entry.label,
+        reason: entry.reason,
+        created_at: entry.created_at,
+        finished_at: entry.finished_at,
+        error_name: entry.error_name,
+        error_message: entry.error_message,
+    }
+}
+
+/// `Manager.Inhibitors`.
+pub(super) fn inhibitors(status: &Status) -> zbus::Result<Vec<Dict>> {
+    let records = status.inhibitors.iter().map(|one| {
+        types::to_dict(&InhibitorInfo {
+            what: one.what.name().to_owned(),
+            who: one.who.clone(),
+            why: one.why.clone(),
+            uid: one.uid,
+            since: one.since,
+        })
+    });
+    records.collect()
 }
 
 /// The properties of the host.
@@ -221,24 +283,32 @@ pub(super) fn host(status: &Status) -> HostInfo {
         update_state: status.update_state().to_owned(),
         update: update(status).map_or_else(no_object, |(path, _)| path),
         last_check: last_check(status),
+        last_finalize: last_finalize(snapshot),
         reboot_required: reboot_required(status, snapshot).to_owned(),
+        kernel_arguments: booted
+            .map(|booted| booted.kernel_arguments.clone())
+            .unwrap_or_default(),
     }
 }
 
 fn reboot_required(status: &Status, snapshot: &Snapshot) -> &'static str {
     match (&status.look, snapshot.next_boot(), snapshot.booted()) {
         (Look::Seen(_), Some(next), Some(booted)) if next.id == booted.id => "none",
-        (Look::Seen(_), Some(_), Some(_)) => "reboot",
+        (Look::Seen(_), Some(next), Some(_)) => match soft_reboot_capable(status, next) {
+            "yes" => "soft-reboot",
+            _ => "reboot",
+        },
         _ => "unknown",
     }
 }
 
 fn tracking(snapshot: &Snapshot) -> Dict {
-    let Some(OriginReference { signature, image }) = snapshot
-        .tracking()
-        .and_then(|tracking| tracking.origin.clone())
+    let deployment = snapshot.tracking();
+    let Some(OriginReference { signature, image }) =
+        deployment.and_then(|tracking| tracking.origin.clone())
     else {
-        return Dict::new();
+        let refspec = deployment.and_then(|tracking| tracking.refspec.as_deref());
+        return refspec.map(ostree_tracking).unwrap_or_default();
     };
     let policy = match signature {
         SignatureSource::Insecure => "none",
@@ -256,6 +326,17 @@ fn tracking(snapshot: &Snapshot) -> Dict {
     ])
 }
 
+/// What a host tracks that follows the branch of an ostree remote.
+fn ostree_tracking(refspec: &str) -> Dict {
+    Dict::from([
+        ("image".to_owned(), variant(refspec)),
+        ("transport".to_owned(), variant("ostree")),
+        ("tag".to_owned(), variant("")),
+        ("signature-policy".to_owned(), variant("unknown")),
+        ("insecure".to_owned(), variant(false)),
+    ])
+}
+
 fn last_check(status: &Status) -> Dict {
     let Some(check) = &status.last_check else {
         return Dict::new();
@@ -270,6 +351,17 @@ fn last_check(status: &Status) -> Dict {
     ])
 }
 
+fn last_finalize(snapshot: &Snapshot) -> Dict {
+    let failure = snapshot.finalize_failure.as_ref();
+    let message = failure.map_or("", |failure| failure.message.as_str());
+    let time = failure.map_or(0, |failure| failure.time);
+    Dict::from([
+        ("failed".to_owned(), variant(failure.is_some())),
+        ("message".to_owned(), variant(message)),
+        ("time".to_owned(), variant(time)),
+    ])
+}
+
 /// The whole state in one document.
 pub(super) fn status(status: &Status) -> types::Status {
     let deployments = status
@@ -279,7 +371,10 @@ pub(super) fn status(status: &Status) -> types::Status {
     types::Status {
         daemon_version: env!("CARGO_PKG_VERSION").to_owned(),
         host: host(status),
-        deployments: deployments.iter().map(deployment).collect(),
+        deployments: deployments
+            .iter()
+            .map(|known| deployment(status, known))
+            .collect(),
         update: update(status).map(|(_, info)| info),
         jobs: status
             .jobs

@@ -2,19 +2,25 @@
 
 use std::collections::HashMap;
 
-use osteward_dbus::types::UpdateInfo;
+use osteward_dbus::Error;
+use osteward_dbus::options::NoOptions;
+use osteward_dbus::types::{PackageChange, UpdateInfo};
 use tokio::sync::watch;
+
+use super::packages;
+use crate::engine::Engine;
 
 /// The object; its record is kept up to date by the publisher.
 #[derive(Debug)]
 pub struct Update {
     record: watch::Receiver<UpdateInfo>,
+    engine: Engine,
 }
 
 impl Update {
     /// An object that shows that record.
-    pub fn new(record: watch::Receiver<UpdateInfo>) -> Self {
-        Self { record }
+    pub fn new(record: watch::Receiver<UpdateInfo>, engine: Engine) -> Self {
+        Self { record, engine }
     }
 
     fn record(&self) -> UpdateInfo {
@@ -24,6 +30,23 @@ impl Update {
 
 #[zbus::interface(name = "org.osteward1.Update", introspection_docs = false)]
 impl Update {
+    #[zbus(out_args("diff", "total"))]
+    async fn get_package_diff(
+        &self,
+        offset: u64,
+        max: u32,
+        options: NoOptions,
+    ) -> Result<(Vec<PackageChange>, u64), Error> {
+        let NoOptions {} = options;
+        let status = self.engine.status();
+        Ok(packages::of_update(
+            &status,
+            &self.record().digest,
+            offset,
+            max,
+        ))
+    }
+
     #[zbus(property(emits_changed_signal = "const"))]
     fn digest(&self) -> String {
         self.record().digest
@@ -92,5 +115,15 @@ impl Update {
     #[zbus(property)]
     fn layers_missing(&self) -> u32 {
         self.record().layers_missing
+    }
+
+    #[zbus(property)]
+    fn kernel_version(&self) -> String {
+        self.record().kernel_version
+    }
+
+    #[zbus(property)]
+    fn diff_level(&self) -> String {
+        self.record().diff_level
     }
 }

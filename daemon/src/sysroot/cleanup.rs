@@ -8,9 +8,12 @@
 
 use std::collections::{HashMap, HashSet};
 
+use ostree::prelude::FileExt;
 use ostree::{gio, glib};
 use tokio_util::sync::CancellationToken;
 
+use super::deploy::matches;
+use super::reachable::Reachable;
 use super::{Error, Lock, snapshot};
 use crate::image::reference::{
     BASEIMAGE_PREFIX, BLOB_PREFIX, Digest, IMAGE_PREFIX, ImageReference, OriginReference, blob_ref,
@@ -41,33 +44,16 @@ pub struct Discarded {
 }
 
 impl Lock {
-    /// Removes the images and layers that `which` says, then what only they held. With
-    /// `dry_run` nothing is removed and `bytes` counts what is unreachable already.
+    /// Removes the images and layers that `which` says, then what only they held.
     pub async fn clean_up(
         &self,
         which: ImageCleanup,
-        dry_run: bool,
         cancel: &CancellationToken,
     ) -> Result<Discarded, Error> {
         self.change(cancel, move |sysroot, cancellable| {
             let repo = sysroot.repo();
-            let doomed = doomed_refs(&repo, &Deployed::of(sysroot), which)?;
-            let mut discarded = Discarded {
-                images: doomed.images.len() + doomed.set_back.len(),
-                layers: doomed.layers.len(),
-                bytes: 0,
-            };
-            if dry_run {
-                let flags = ostree::RepoPruneFlags::REFS_ONLY | ostree::RepoPruneFlags::NO_PRUNE;
-                discarded.bytes = repo.prune(flags, 0, Some(cancellable))?.2;
-                return Ok(discarded);
-            }
-            let all = doomed
-                .downloads
-                .iter()
-                .chain(&doomed.images)
-                .chain(&doomed.layers);
-            for name in all {
+            let doomed = doomed_refs(&repo, &Deployed::of(sysroot, &[]), which)?;
+            for name in doomed.refs() {
                 repo.set_ref_immediate(None, name, None, Some(cancellable))?;
             }
             for (name, commit) in &doomed.set_back {
@@ -76,8 +62,29 @@ impl Lock {
             // Without the prune that sysroot.cleanup() would do: ours counts the bytes.
             sysroot.prepare_cleanup(Some(cancellable))?;
             let flags = ostree::RepoPruneFlags::REFS_ONLY;
-            discarded.bytes = repo.prune(flags, 0, Some(cancellable))?.2;
-            Ok(discarded)
+            let bytes = repo.prune(flags, 0, Some(cancellable))?.2;
+            Ok(doomed.discarded(bytes))
+        })
+        .await
+    }
+
+    /// What [`Lock::clean_up`] would remove if the deployments that `without` names by id
+    /// were off the list.
+    pub async fn preview_clean_up(
+        &self,
+        which: ImageCleanup,
+        without: Vec<String>,
+        cancel: &CancellationToken,
+    ) -> Result<Discarded, Error> {
+        self.look(cancel, move |sysroot, cancellable| {
+            let repo = sysroot.repo();
+            let deployed = Deployed::of(sysroot, &without);
+            let doomed = doomed_refs(&repo, &deployed, which)?;
+            let kept = kept_commits(&repo, &deployed, &doomed)?;
+            let kept = kept.iter().map(String::as_str);
+            let reachable = Reachable::of(&repo, kept, cancellable)?;
+            let path = repo.path().path().unwrap_or_default();
+            Ok(doomed.discarded(reachable.others(&path)?))
         })
         .await
     }
@@ -104,6 +111,22 @@ struct Doomed {
     layers: Vec<String>,
 }
 
+impl Doomed {
+    /// The refs that go.
+    fn refs(&self) -> impl Iterator<Item = &String> {
+        let images = self.downloads.iter().chain(&self.images);
+        images.chain(&self.layers)
+    }
+
+    fn discarded(&self, bytes: u64) -> Discarded {
+        Discarded {
+            images: self.images.len() + self.set_back.len(),
+            layers: self.layers.len(),
+            bytes,
+        }
+    }
+}
+
 /// What no clean-up may touch.
 #[derive(Debug, Default)]
 struct Deployed {
@@ -113,11 +136,14 @@ struct Deployed {
 }
 
 impl Deployed {
-    fn of(sysroot: &ostree::Sysroot) -> Self {
+    fn of(sysroot: &ostree::Sysroot, without: &[String]) -> Self {
         let mut deployed = Self::default();
         // The booted one last: of several of one image it is the one that counts.
         let deployments = sysroot.deployments();
         for deployment in deployments.iter().chain(&sysroot.booted_deployment()) {
+            if without.iter().any(|id| matches(deployment, id)) {
+                continue;
+            }
             let commit = deployment.csum().to_string();
             if let Some(image) = origin_image_ref(deployment) {
                 deployed.images.insert(image, commit.clone());
@@ -131,12 +157,33 @@ impl Deployed {
 type Refs = std::collections::HashMap<String, String>;
 
 fn refs_below(repo: &ostree::Repo, prefix: &str) -> Result<Refs, Error> {
-    let prefix = prefix.trim_end_matches('/');
+    let prefix = Some(prefix.trim_end_matches('/')).filter(|prefix| !prefix.is_empty());
     Ok(repo.list_refs_ext(
-        Some(prefix),
+        prefix,
         ostree::RepoListRefsExtFlags::NONE,
         gio::Cancellable::NONE,
     )?)
+}
+
+/// The commits that would still have a ref. libostree's own refs of deployments follow these.
+fn kept_commits(
+    repo: &ostree::Repo,
+    deployed: &Deployed,
+    doomed: &Doomed,
+) -> Result<Vec<String>, Error> {
+    let going: HashSet<&String> = doomed.refs().collect();
+    let mut kept = deployed.commits.clone();
+    for (name, commit) in refs_below(repo, "")? {
+        let of_deployments = name.starts_with("ostree/0/") || name.starts_with("ostree/1/");
+        let is_set_back = doomed
+            .set_back
+            .iter()
+            .any(|(set_back, _)| *set_back == name);
+        if !of_deployments && !is_set_back && !going.contains(&name) {
+            kept.push(commit);
+        }
+    }
+    Ok(kept)
 }
 
 fn doomed_refs(
@@ -288,7 +335,7 @@ mod tests {
         commit(&repo, &name("old"), &["old"]);
         commit(&repo, &format!("{BASEIMAGES}/bootc/0"), &["bootc"]);
         commit(&repo, "rpmostree/base/0", &["rpm"]);
-        let foreign = format!("{IMAGE_PREFIX}/containers-storage_3A_localhost/os");
+        let foreign = format!("{IMAGE_PREFIX}/docker-daemon_3A_localhost/os");
         commit(&repo, &foreign, &["foreign"]);
         let deployed = Deployed {
             commits: vec![booted.clone()],

@@ -1,16 +1,19 @@
 //! Changes of the boot order: stage, roll back, undo it, drop what is staged.
 //!
 //! Owns the calls that change which deployment boots next. Invariants: all happen under
-//! the sysroot lock; the booted deployment stays in every list that is written; the
-//! kernel arguments and /etc of a new deployment come from libostree's own merge.
+//! the sysroot lock; the booted deployment stays in every list that is written; the /etc of
+//! a new deployment comes from libostree's own merge.
+
+use std::path::Path;
 
 use ostree::prelude::*;
 use ostree::{gio, glib};
 use tokio_util::sync::CancellationToken;
 
 use super::finalization::Coming;
-use super::{Error, Lock, finalization};
+use super::{Error, Lock, Symbols, boot_keys, finalization, snapshot};
 use crate::image::reference::OriginReference;
+use crate::kargs::Arguments;
 
 /// The origin key that names a container image (on-disk notes 1.6).
 pub(super) const ORIGIN_KEY: &str = "container-image-reference";
@@ -26,54 +29,73 @@ pub struct Staged {
     pub locked: bool,
 }
 
+impl Staged {
+    /// As [`super::Deployment::id`].
+    pub fn id(&self) -> String {
+        id(&self.checksum, self.serial)
+    }
+}
+
+/// Unique, stable, fit for an object path.
+pub(super) fn id(checksum: &str, serial: i32) -> String {
+    format!("d_{}_{serial}", &checksum[..16.min(checksum.len())])
+}
+
 impl Lock {
-    /// Stages `commit` with `origin` for the next boot, finalized by libostree's own
-    /// unit at shutdown unless it is `locked`. Whatever was staged before is replaced
-    /// (callers check first).
+    /// Stages `commit` with `origin` and those kernel arguments for the next boot, finalized
+    /// by libostree's own unit at shutdown unless it is `locked`. Whatever was staged before is
+    /// replaced (callers check first).
     pub async fn stage(
         &self,
         commit: String,
         origin: &OriginReference,
+        arguments: Arguments,
         locked: bool,
         cancel: &CancellationToken,
     ) -> Result<Staged, Error> {
         let origin = origin.to_string();
         let (root, symbols) = (self.sysroot.root.clone(), self.sysroot.symbols);
         self.change(cancel, move |sysroot, cancellable| {
-            let booted = sysroot.booted_deployment().ok_or(Error::NotBooted)?;
-            let stateroot = booted.osname();
             let keyfile = glib::KeyFile::new();
             keyfile.set_string("origin", ORIGIN_KEY, &origin);
-            let merge = sysroot.merge_deployment(Some(&stateroot));
-            let lock = Coming::prepare(&root, &symbols, locked)?;
-            // Versions that do not know the field have it among the unused ones.
-            let options = ostree::SysrootDeployTreeOpts {
+            let wanted = Wanted {
+                commit,
+                origin: keyfile,
+                arguments,
                 locked,
-                ..Default::default()
             };
-            let deployment = sysroot
-                .stage_tree_with_options(
-                    Some(&stateroot),
-                    &commit,
-                    Some(&keyfile),
-                    merge.as_ref(),
-                    &options,
-                    Some(cancellable),
-                )
-                .or_else(|error| settle(sysroot, &commit, &origin).ok_or(error));
-            let deployment = match deployment {
-                Ok(deployment) => deployment,
-                Err(error) => {
-                    lock.failed();
-                    return Err(error.into());
-                }
+            wanted.stage(sysroot, &root, &symbols, cancellable)
+        })
+        .await
+    }
+
+    /// Stages the deployment `id` once more, with other kernel arguments. Whatever was staged
+    /// before is replaced (callers check first).
+    pub async fn stage_again(
+        &self,
+        id: String,
+        arguments: Arguments,
+        locked: bool,
+        cancel: &CancellationToken,
+    ) -> Result<Staged, Error> {
+        let (root, symbols) = (self.sysroot.root.clone(), self.sysroot.symbols);
+        self.change(cancel, move |sysroot, cancellable| {
+            let all = sysroot.deployments();
+            let again = all
+                .iter()
+                .find(|d| matches(d, &id))
+                .ok_or_else(|| gone(&id))?;
+            // libostree's own copy stays as it is.
+            let copy = ostree::Deployment::clone(again);
+            let origin = copy.origin().unwrap_or_default();
+            ostree::Deployment::origin_remove_transient_state(&origin);
+            let wanted = Wanted {
+                commit: again.csum().to_string(),
+                origin,
+                arguments,
+                locked,
             };
-            lock.staged();
-            Ok(Staged {
-                locked: finalization::is_locked(&root, &symbols),
-                checksum: deployment.csum().to_string(),
-                serial: deployment.deployserial(),
-            })
+            wanted.stage(sysroot, &root, &symbols, cancellable)
         })
         .await
     }
@@ -88,11 +110,8 @@ impl Lock {
                 .into_iter()
                 .filter(|d| !d.is_staged())
                 .collect();
-            let position = order.iter().position(|d| matches(d, &id)).ok_or_else(|| {
-                Error::NoDeployment(format!(
-                    "deployment {id} is gone; look at the status and try again"
-                ))
-            })?;
+            let position = order.iter().position(|d| matches(d, &id));
+            let position = position.ok_or_else(|| gone(&id))?;
             let first = order.remove(position);
             // Booted next after it, so that clean-up and a second rollback find it.
             if let Some(booted) = sysroot.booted_deployment()
@@ -103,6 +122,22 @@ impl Lock {
             }
             order.insert(0, first);
             write(sysroot, &order, cancellable)
+        })
+        .await
+    }
+
+    /// Pins the deployment `id`, which must not be staged, or unpins it: what is pinned is
+    /// dropped by no tool. Cannot be cancelled.
+    pub async fn set_pinned(&self, id: String, pinned: bool) -> Result<(), Error> {
+        self.change(&CancellationToken::new(), move |sysroot, _| {
+            let all = sysroot.deployments();
+            let deployment = all
+                .iter()
+                .find(|d| matches(d, &id))
+                .ok_or_else(|| gone(&id))?;
+            sysroot.deployment_set_pinned(deployment, pinned)?;
+            reload(sysroot);
+            Ok(())
         })
         .await
     }
@@ -130,29 +165,92 @@ impl Lock {
     }
 }
 
-/// What a failed or cancelled staging left behind. libostree writes down what is staged
-/// before it removes what was staged earlier; when that breaks off, the new deployment is
-/// the one that counts, and libostree's own copy of the list does not know it yet.
-fn settle(sysroot: &ostree::Sysroot, commit: &str, origin: &str) -> Option<ostree::Deployment> {
-    reload(sysroot);
-    if let Err(error) = sysroot.prepare_cleanup(gio::Cancellable::NONE) {
-        tracing::warn!(%error, "what a broken-off staging left could not be removed");
+fn gone(id: &str) -> Error {
+    Error::NoDeployment(format!(
+        "deployment {id} is gone; look at the status and try again"
+    ))
+}
+
+/// A deployment that is to be staged.
+struct Wanted {
+    commit: String,
+    origin: glib::KeyFile,
+    arguments: Arguments,
+    locked: bool,
+}
+
+impl Wanted {
+    fn stage(
+        &self,
+        sysroot: &ostree::Sysroot,
+        root: &Path,
+        symbols: &Symbols,
+        cancellable: &gio::Cancellable,
+    ) -> Result<Staged, Error> {
+        let booted = sysroot.booted_deployment().ok_or(Error::NotBooted)?;
+        let stateroot = booted.osname();
+        let merge = sysroot.merge_deployment(Some(&stateroot));
+        let keys = boot_keys::of_staged(root);
+        let lock = Coming::prepare(root, symbols, self.locked)?;
+        let arguments: Vec<&str> = self
+            .arguments
+            .as_slice()
+            .iter()
+            .map(String::as_str)
+            .collect();
+        // Versions that do not know the field `locked` have it among the unused ones.
+        let options = ostree::SysrootDeployTreeOpts {
+            locked: self.locked,
+            override_kernel_argv: Some(&arguments),
+            ..Default::default()
+        };
+        let staged = sysroot.stage_tree_with_options(
+            Some(&stateroot),
+            &self.commit,
+            Some(&self.origin),
+            merge.as_ref(),
+            &options,
+            Some(cancellable),
+        );
+        let deployment = match staged.or_else(|error| self.settle(sysroot).ok_or(error)) {
+            Ok(deployment) => deployment,
+            Err(error) => {
+                lock.failed();
+                return Err(error.into());
+            }
+        };
+        lock.staged();
+        if let Some(keys) = keys {
+            boot_keys::hand_over(root, &keys);
+            reload(sysroot);
+        }
+        Ok(Staged {
+            locked: finalization::is_locked(root, symbols),
+            checksum: deployment.csum().to_string(),
+            serial: deployment.deployserial(),
+        })
     }
-    sysroot.staged_deployment().filter(|staged| {
-        let written = staged
-            .origin()
-            .and_then(|keys| keys.string("origin", ORIGIN_KEY).ok());
-        staged.csum() == commit && written.is_some_and(|written| written == origin)
-    })
+
+    /// What a failed or cancelled staging left behind. libostree writes down what is staged
+    /// before it removes what was staged earlier; when that breaks off, the new deployment is
+    /// the one that counts, and libostree's own copy of the list does not know it yet.
+    fn settle(&self, sysroot: &ostree::Sysroot) -> Option<ostree::Deployment> {
+        reload(sysroot);
+        if let Err(error) = sysroot.prepare_cleanup(gio::Cancellable::NONE) {
+            tracing::warn!(%error, "what a broken-off staging left could not be removed");
+        }
+        let image = |origin: &glib::KeyFile| origin.string("origin", ORIGIN_KEY).ok();
+        sysroot.staged_deployment().filter(|staged| {
+            staged.csum() == self.commit
+                && staged.origin().as_ref().and_then(image) == image(&self.origin)
+                && snapshot::kernel_arguments(staged)
+                    .is_some_and(|all| Arguments::new(all) == self.arguments)
+        })
+    }
 }
 
 pub(super) fn matches(deployment: &ostree::Deployment, id: &str) -> bool {
-    let checksum = deployment.csum();
-    id == format!(
-        "d_{}_{}",
-        &checksum[..16.min(checksum.len())],
-        deployment.deployserial()
-    )
+    id == self::id(&deployment.csum(), deployment.deployserial())
 }
 
 /// Clean-up is a step of its own: it must not delay, or fail, the change of order.

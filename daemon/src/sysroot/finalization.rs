@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::deploy::{matches, reload};
 use super::{Error, Lock, Symbols};
 
-const RECORD: &str = "run/ostree/staged-deployment";
+pub(super) const RECORD: &str = "run/ostree/staged-deployment";
 const FILE: &str = "run/ostree/staged-deployment-locked";
 const KEY: &str = "locked";
 

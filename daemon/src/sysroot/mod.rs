@@ -7,11 +7,16 @@
 //! answer and the next request tries again; every change happens under the sysroot lock
 //! ([`Sysroot::lock`]) and ends with [`announce`]d to other tools.
 
+mod boot_keys;
+mod boot_room;
 mod cached_update;
 mod cleanup;
 mod deploy;
 mod finalization;
+mod last_finalize;
+mod reachable;
 mod snapshot;
+mod soft_reboot;
 mod symbols;
 mod watch;
 
@@ -19,15 +24,21 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ostree::gio;
+use ostree::prelude::FileExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+pub use boot_room::{BootRoom, Kernel};
 pub use cached_update::cache_update;
 pub use cleanup::{Discarded, ImageCleanup};
 pub use deploy::Staged;
+pub use last_finalize::FinalizeFailure;
 pub use snapshot::{Deployment, Slot, Snapshot};
 pub use symbols::Symbols;
 pub use watch::watch;
+
+use crate::image::layout::Image;
+use crate::image::reference::{Digest, ImageReference};
 
 /// How often a held lock is tried again.
 const LOCK_RETRY: Duration = Duration::from_millis(100);
@@ -56,9 +67,21 @@ pub enum Error {
     /// The finalization of what is staged cannot be locked or unlocked.
     #[error("the finalization lock cannot be changed: {0}")]
     CannotLock(String),
-    /// The file system is full.
-    #[error("not enough space in the sysroot: {0}")]
-    NoSpace(String),
+    /// A file system is full, or would be.
+    #[error(
+        "not enough space in {place}: {need} bytes needed, {have} available ({cause}); free some, \
+         with `osteward discard` or `osteward remove` for one, and try again"
+    )]
+    NoSpace {
+        /// Bytes that are needed, at least.
+        need: u64,
+        /// Bytes that can be written.
+        have: u64,
+        /// A directory of the file system.
+        place: String,
+        /// What did not fit, or who says so.
+        cause: String,
+    },
     /// The image is not one that libostree can make a deployment of.
     #[error("the image cannot be deployed: {0}")]
     Image(String),
@@ -76,13 +99,52 @@ impl From<ostree::glib::Error> for Error {
         let text = error.message().to_owned();
         match error.kind::<Io>() {
             Some(Io::Cancelled) => Error::Cancelled,
-            Some(Io::NoSpace) => Error::NoSpace(text),
+            Some(Io::NoSpace) => no_space(text),
             Some(Io::WouldBlock) => Error::Importing(text),
             Some(Io::ReadOnly) => Error::ReadOnly(text),
             // libostree's own checks have no codes of their own.
-            _ if text.contains("min-free-space") => Error::NoSpace(text),
+            _ if text.contains("min-free-space") => no_space(text),
             _ if text.contains("Failed to find kernel in") => Error::Image(text),
             _ => Error::Ostree(text),
+        }
+    }
+}
+
+/// libostree tells neither how much nor where; [`Error::with_space`] fills that in.
+fn no_space(cause: String) -> Error {
+    Error::NoSpace {
+        need: 0,
+        have: 0,
+        place: String::new(),
+        cause,
+    }
+}
+
+/// Bytes that can be written to the file system of `directory`; 0 when unknown.
+fn free_bytes(directory: &Path) -> u64 {
+    let attribute = gio::FILE_ATTRIBUTE_FILESYSTEM_FREE;
+    gio::File::for_path(directory)
+        .query_filesystem_info(attribute, gio::Cancellable::NONE)
+        .map_or(0, |info| info.attribute_uint64(attribute))
+}
+
+impl Error {
+    /// Completes [`Error::NoSpace`] with the file system that has less: changes write to the
+    /// sysroot and to `/boot`, and libostree names neither.
+    fn with_space(self, root: &Path) -> Self {
+        match self {
+            Error::NoSpace { need: 0, cause, .. } => {
+                let places = [root.join("boot"), root.join("ostree")];
+                let free = places.map(|place| (free_bytes(&place), place));
+                let (have, place) = free.into_iter().min().unwrap_or_default();
+                Error::NoSpace {
+                    need: have + 1,
+                    have,
+                    place: place.display().to_string(),
+                    cause,
+                }
+            }
+            other => other,
         }
     }
 }
@@ -216,6 +278,33 @@ impl Sysroot {
         .await
     }
 
+    /// The image that was pulled last as `reference`, or the one with that digest, if it is
+    /// in the repository; its layers may be missing.
+    pub async fn stored_image(
+        &self,
+        reference: ImageReference,
+        digest: Option<Digest>,
+    ) -> Result<Option<Image>, Error> {
+        self.call(move |owner| {
+            let sysroot = owner.current()?;
+            Ok(snapshot::stored_image(
+                &sysroot,
+                &reference,
+                digest.as_ref(),
+            ))
+        })
+        .await
+    }
+
+    /// The merge commit of the image with that digest, if it is in the repository.
+    pub async fn merge_commit(&self, digest: Digest) -> Result<Option<String>, Error> {
+        self.call(move |owner| {
+            let sysroot = owner.current()?;
+            Ok(snapshot::merge_commit(&sysroot, &digest))
+        })
+        .await
+    }
+
     /// Remounts the sysroot read-write in our mount namespace if it is read-only, which
     /// an import needs and which must not wait for the lock.
     pub async fn ensure_writable(&self) -> Result<(), Error> {
@@ -269,14 +358,26 @@ impl Lock {
         cancel: &CancellationToken,
         request: impl FnOnce(&ostree::Sysroot, &gio::Cancellable) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
+        let root = self.sysroot.root.clone();
+        self.look(cancel, move |sysroot, cancellable| {
+            let result = request(sysroot, cancellable);
+            announce(&root);
+            result.map_err(|error| error.with_space(&root))
+        })
+        .await
+    }
+
+    /// Looks at what nobody else changes meanwhile.
+    async fn look<T: Send + 'static>(
+        &self,
+        cancel: &CancellationToken,
+        request: impl FnOnce(&ostree::Sysroot, &gio::Cancellable) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
         let cancellable = gio::Cancellable::new();
         let seen = cancellable.clone();
-        let root = self.sysroot.root.clone();
         let work = self.sysroot.call(move |owner| {
             let sysroot = owner.current()?;
-            let result = request(&sysroot, &seen);
-            announce(&root);
-            result
+            request(&sysroot, &seen)
         });
         tokio::pin!(work);
         tokio::select! {

@@ -5,13 +5,16 @@
 //! neither booted nor staged). Invariant: what cannot be read of one deployment is left
 //! empty with a warning; one odd deployment never hides the others.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ostree::{gio, glib};
 
-use super::{Error, Symbols, finalization};
+use super::{Error, FinalizeFailure, Symbols, finalization, last_finalize, soft_reboot};
 use crate::image::layout::Image;
-use crate::image::reference::{Digest, OriginReference};
+use crate::image::reference::{
+    BASEIMAGE_PREFIX, Digest, IMAGE_PREFIX, ImageReference, OriginReference, image_ref,
+};
+use crate::kargs;
 
 /// Where a deployment stands in the boot order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +52,8 @@ pub struct Deployment {
     pub origin_text: String,
     /// The same, understood.
     pub origin: Option<OriginReference>,
+    /// `refspec` of its origin: the branch of an ostree remote that it came from instead.
+    pub refspec: Option<String>,
     /// Why it cannot be upgraded by us, such as rpm-ostree layering.
     pub incompatible: Option<String>,
     /// The image that the commit carries.
@@ -57,8 +62,14 @@ pub struct Deployment {
     pub commit_version: String,
     /// The directory name under `/usr/lib/modules`.
     pub kernel_version: String,
-    /// The kernel command line of the boot entry.
+    /// The kernel command line of the boot entry, or of the one that it will have.
     pub kernel_arguments: Vec<String>,
+    /// Its files.
+    pub directory: PathBuf,
+    /// What makes its `/usr` writable, in libostree's words; `none` if nothing.
+    pub unlocked: String,
+    /// Whether libostree can get into it from what runs now without the kernel.
+    pub soft_reboot: bool,
 }
 
 impl Deployment {
@@ -82,6 +93,8 @@ pub struct Snapshot {
     pub cached_update: Option<Image>,
     /// Images that are whole in the repository but not deployed: reference and digest.
     pub pulled: Vec<Digest>,
+    /// Why the last finalization failed, if it did.
+    pub finalize_failure: Option<FinalizeFailure>,
     /// Features of the running libostree.
     pub features: Vec<&'static str>,
 }
@@ -130,6 +143,7 @@ pub(super) fn take(
     let booted = sysroot.booted_deployment();
     let mut snapshot = Snapshot {
         is_booted: booted.is_some(),
+        finalize_failure: last_finalize::failure(root),
         features: symbols.features(),
         ..Snapshot::default()
     };
@@ -158,9 +172,10 @@ pub(super) fn take(
         if slot == Slot::Rollback && booted.is_some() && !booted_seen {
             snapshot.rollback_queued = true;
         }
+        let (sight, booted) = ((sysroot, &repo, root, symbols), booted.as_ref());
         snapshot
             .deployments
-            .push(describe(sysroot, &repo, root, symbols, &deployment, slot));
+            .push(describe(sight, booted, &deployment, slot));
     }
     snapshot.rollback_queued &= snapshot.staged().is_none();
     snapshot.cached_update = snapshot
@@ -171,10 +186,8 @@ pub(super) fn take(
 }
 
 fn describe(
-    sysroot: &ostree::Sysroot,
-    repo: &ostree::Repo,
-    root: &Path,
-    symbols: &Symbols,
+    (sysroot, repo, root, symbols): (&ostree::Sysroot, &ostree::Repo, &Path, &Symbols),
+    booted: Option<&ostree::Deployment>,
     deployment: &ostree::Deployment,
     slot: Slot,
 ) -> Deployment {
@@ -188,8 +201,10 @@ fn describe(
         .unwrap_or_default();
     let locked = deployment.is_staged() && finalization::is_locked(root, symbols);
     let directory = root.join(sysroot.deployment_dirpath(deployment).as_str());
+    let own_arguments = kernel_arguments(deployment);
+    let unlocked = ostree::Deployment::unlocked_state_to_string(deployment.unlocked());
     Deployment {
-        id: format!("d_{}_{serial}", &checksum[..16.min(checksum.len())]),
+        id: super::deploy::id(&checksum, serial),
         serial,
         stateroot: deployment.osname().to_string(),
         slot,
@@ -197,13 +212,30 @@ fn describe(
         locked,
         origin: origin_text.parse().ok(),
         origin_text,
+        refspec: origin.as_ref().and_then(refspec),
         incompatible: origin.as_ref().and_then(layered),
         image: image_of(repo, &checksum),
         commit_version: commit_string(repo, &checksum, "version").unwrap_or_default(),
         kernel_version: kernel_version(&directory),
-        kernel_arguments: kernel_arguments(deployment),
+        kernel_arguments: own_arguments
+            .or_else(|| inherited_arguments(slot, booted?))
+            .unwrap_or_default(),
+        unlocked: unlocked.to_string(),
+        soft_reboot: booted
+            .filter(|_| slot != Slot::Booted)
+            .is_some_and(|booted| {
+                soft_reboot::is_possible(sysroot, root, symbols, (booted, deployment))
+            }),
+        directory,
         checksum,
     }
+}
+
+/// Hosts from before container images follow a branch; rpm-ostree has a key of its own for it.
+fn refspec(origin: &glib::KeyFile) -> Option<String> {
+    let keys = ["refspec", "baserefspec"];
+    let mut found = keys.iter().flat_map(|key| origin.string("origin", key));
+    found.next().map(String::from)
 }
 
 /// rpm-ostree's layering cannot be carried over to another image (on-disk notes 1.6).
@@ -217,13 +249,16 @@ fn layered(origin: &glib::KeyFile) -> Option<String> {
         })
 }
 
-fn kernel_arguments(deployment: &ostree::Deployment) -> Vec<String> {
-    let options = deployment
-        .bootconfig()
-        .and_then(|config| config.get("options"));
-    options
-        .map(|text| text.split_whitespace().map(str::to_owned).collect())
-        .unwrap_or_default()
+/// `None` for what was staged without any.
+pub(super) fn kernel_arguments(deployment: &ostree::Deployment) -> Option<Vec<String>> {
+    let options = deployment.bootconfig()?.get("options")?;
+    Some(kargs::split(&options))
+}
+
+/// What is staged without any will have those of what runs now.
+fn inherited_arguments(slot: Slot, booted: &ostree::Deployment) -> Option<Vec<String>> {
+    let arguments = kernel_arguments(booted).filter(|_| slot == Slot::Staged)?;
+    Some(kargs::Arguments::new(arguments).as_slice().to_vec())
 }
 
 /// The kernel is where libostree looks for it: `/usr/lib/modules/<version>/vmlinuz`.
@@ -258,23 +293,49 @@ pub(super) fn image_of(repo: &ostree::Repo, checksum: &str) -> Option<Image> {
 
 /// Digests of the images that are whole in the repository.
 fn pulled(repo: &ostree::Repo) -> Vec<Digest> {
-    let prefix = Some("ostree/container/image");
-    let flags = ostree::RepoListRefsExtFlags::NONE;
-    let Ok(refs) = repo.list_refs_ext(prefix, flags, gio::Cancellable::NONE) else {
-        return Vec::new();
-    };
-    let kept = repo
-        .list_refs_ext(
-            Some(crate::image::reference::BASEIMAGE_PREFIX),
-            flags,
-            gio::Cancellable::NONE,
-        )
-        .unwrap_or_default();
-    refs.values()
-        .chain(kept.values())
-        .filter_map(|commit| image_of(repo, commit))
+    pulled_commits(repo)
+        .filter_map(|commit| image_of(repo, &commit))
         .map(|image| image.digest)
         .collect()
+}
+
+/// The merge commits of all images, also of those that only we keep.
+fn pulled_commits(repo: &ostree::Repo) -> impl Iterator<Item = String> {
+    let below = |prefix| {
+        let flags = ostree::RepoListRefsExtFlags::NONE;
+        let refs = repo.list_refs_ext(Some(prefix), flags, gio::Cancellable::NONE);
+        refs.unwrap_or_default().into_values()
+    };
+    below(IMAGE_PREFIX).chain(below(BASEIMAGE_PREFIX))
+}
+
+/// What was pulled last as `reference`, or what has that digest, deployed or not.
+pub(super) fn stored_image(
+    sysroot: &ostree::Sysroot,
+    reference: &ImageReference,
+    digest: Option<&Digest>,
+) -> Option<Image> {
+    let repo = sysroot.repo();
+    let Some(digest) = digest else {
+        let commit = repo.resolve_rev(&image_ref(reference), true).ok()??;
+        return image_of(&repo, &commit);
+    };
+    let deployed = sysroot.deployments().into_iter();
+    let deployed = deployed.map(|deployment| deployment.csum().to_string());
+    let mut images = pulled_commits(&repo)
+        .chain(deployed)
+        .filter_map(|commit| image_of(&repo, &commit));
+    images.find(|image| image.digest == *digest)
+}
+
+/// The merge commit of the image with that digest, pulled or deployed.
+pub(super) fn merge_commit(sysroot: &ostree::Sysroot, digest: &Digest) -> Option<String> {
+    let repo = sysroot.repo();
+    let deployed = sysroot.deployments().into_iter();
+    let deployed = deployed.map(|deployment| deployment.csum().to_string());
+    let has_digest =
+        |commit: &String| image_of(&repo, commit).is_some_and(|image| image.digest == *digest);
+    pulled_commits(&repo).chain(deployed).find(has_digest)
 }
 
 impl std::fmt::Display for Slot {

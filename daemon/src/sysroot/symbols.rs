@@ -20,11 +20,16 @@ type ChangeFinalization = unsafe extern "C" fn(
     *mut *mut glib::ffi::GError,
 ) -> c_int;
 
+type CanSoftReboot = unsafe extern "C" fn(
+    *mut ostree::ffi::OstreeSysroot,
+    *mut ostree::ffi::OstreeDeployment,
+) -> c_int;
+
 /// What the running libostree can do beyond 2022.7.
 #[derive(Debug, Clone, Copy)]
 pub struct Symbols {
     change_finalization: Option<ChangeFinalization>,
-    soft_reboot: bool,
+    can_soft_reboot: Option<CanSoftReboot>,
 }
 
 fn exported(name: &CStr) -> *mut c_void {
@@ -37,12 +42,16 @@ impl Symbols {
     /// Looks the functions up.
     pub fn resolve() -> Self {
         let change = exported(c"ostree_sysroot_change_finalization");
+        let can = exported(c"ostree_sysroot_deployment_can_soft_reboot");
         Self {
             // SAFETY: a non-null address of this name is libostree's function (since 2023.8),
             // whose header declares `gboolean (OstreeSysroot *, OstreeDeployment *, GError **)`.
             change_finalization: (!change.is_null())
                 .then(|| unsafe { std::mem::transmute::<*mut c_void, ChangeFinalization>(change) }),
-            soft_reboot: !exported(c"ostree_sysroot_deployment_set_soft_reboot").is_null(),
+            // SAFETY: likewise (since 2025.3); the header declares
+            // `gboolean (OstreeSysroot *, OstreeDeployment *)`.
+            can_soft_reboot: (!can.is_null())
+                .then(|| unsafe { std::mem::transmute::<*mut c_void, CanSoftReboot>(can) }),
         }
     }
 
@@ -80,11 +89,26 @@ impl Symbols {
         Err(unsafe { from_glib_full(error) })
     }
 
+    /// Whether libostree could get from what runs now into `deployment`, one of those that
+    /// `sysroot` has loaded, without the kernel. What runs now must have kernel arguments.
+    pub fn can_soft_reboot(
+        &self,
+        sysroot: &ostree::Sysroot,
+        deployment: &ostree::Deployment,
+    ) -> bool {
+        let Some(function) = self.can_soft_reboot else {
+            return false;
+        };
+        // SAFETY: both pointers come from live GObjects of the right types, which the
+        // references keep alive during the call.
+        unsafe { function(sysroot.to_glib_none().0, deployment.to_glib_none().0) != 0 }
+    }
+
     /// The names that `Manager.Features` lists for libostree.
     pub fn features(&self) -> Vec<&'static str> {
         [
             ("change-finalization", self.knows_finalization_key()),
-            ("ostree-soft-reboot", self.soft_reboot),
+            ("ostree-soft-reboot", self.can_soft_reboot.is_some()),
         ]
         .into_iter()
         .filter_map(|(name, present)| present.then_some(name))
@@ -98,7 +122,7 @@ impl Symbols {
     pub(super) fn of_2022_7() -> Self {
         Self {
             change_finalization: None,
-            soft_reboot: false,
+            can_soft_reboot: None,
         }
     }
 
@@ -113,7 +137,7 @@ impl Symbols {
         }
         Self {
             change_finalization: Some(never),
-            soft_reboot: false,
+            can_soft_reboot: None,
         }
     }
 }
@@ -134,6 +158,10 @@ mod tests {
         assert_eq!(
             features.contains(&"change-finalization"),
             ostree::check_version(2023, 8)
+        );
+        assert_eq!(
+            features.contains(&"ostree-soft-reboot"),
+            ostree::check_version(2025, 3)
         );
     }
 }

@@ -2,9 +2,13 @@
 
 use std::collections::HashMap;
 
-use zbus::OwnedObjectPath;
+use zbus::{ObjectPath, OwnedObjectPath};
 
-use crate::{Error, options::ManageOptions};
+use crate::{
+    Error,
+    options::{ManageOptions, NoOptions},
+    types::PackageMove,
+};
 
 /// One bootable deployment of the host; see [`crate::types::DeploymentInfo`].
 #[zbus::proxy(
@@ -22,6 +26,31 @@ pub trait Deployment {
         locked: bool,
         options: &ManageOptions,
     ) -> Result<OwnedObjectPath, Error>;
+
+    /// Keeps the deployment from every clean-up, or no longer.
+    fn set_pinned(&self, pinned: bool, options: &ManageOptions) -> Result<OwnedObjectPath, Error>;
+
+    /// As `set_pinned`, and polkit may ask the user.
+    #[zbus(name = "SetPinned", allow_interactive_auth)]
+    fn set_pinned_interactive(
+        &self,
+        pinned: bool,
+        options: &ManageOptions,
+    ) -> Result<OwnedObjectPath, Error>;
+
+    /// Removes the deployment and what only it needs.
+    fn remove(&self, options: &ManageOptions) -> Result<OwnedObjectPath, Error>;
+
+    /// As `remove`, and polkit may ask the user.
+    #[zbus(name = "Remove", allow_interactive_auth)]
+    fn remove_interactive(&self, options: &ManageOptions) -> Result<OwnedObjectPath, Error>;
+
+    /// The packages that are not the same in another deployment as in this one.
+    fn diff_packages(
+        &self,
+        other: &ObjectPath<'_>,
+        options: &NoOptions,
+    ) -> Result<Vec<PackageMove>, Error>;
 
     /// Stable for the life of the deployment; also the last path element.
     #[zbus(property)]
@@ -94,4 +123,16 @@ pub trait Deployment {
     /// The kernel command line of the boot entry.
     #[zbus(property)]
     fn kernel_arguments(&self) -> Result<Vec<String>, Error>;
+
+    /// Whether it can be reached without the kernel: `yes`, `no` or `unknown`.
+    #[zbus(property)]
+    fn soft_reboot_capable(&self) -> Result<String, Error>;
+
+    /// What makes its `/usr` writable: `none`, `development`, `hotfix` or `transient`.
+    #[zbus(property)]
+    fn unlocked(&self) -> Result<String, Error>;
+
+    /// What keeps it from being upgraded, a sentence each.
+    #[zbus(property)]
+    fn warnings(&self) -> Result<Vec<String>, Error>;
 }

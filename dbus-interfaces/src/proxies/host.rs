@@ -1,12 +1,13 @@
 //! The proxy of `org.osteward1.Host`: the booted system and what changes it.
 
-use zbus::OwnedObjectPath;
+use zbus::{Fd, OwnedObjectPath};
 
 use crate::{
     Error,
     options::{
-        ApplyOptions, CancelRollbackOptions, CheckOptions, DiscardOptions, DownloadOptions,
-        NoOptions, RollbackOptions, UpgradeOptions,
+        ApplyOptions, CancelRollbackOptions, CheckOptions, DiffEtcOptions, DiscardOptions,
+        DownloadOptions, ImportArchiveOptions, NoOptions, RollbackOptions,
+        SetKernelArgumentsOptions, SimulateOptions, UpgradeOptions, UsrOverlayOptions,
     },
     types::Dict,
 };
@@ -53,6 +54,21 @@ pub trait Host {
         options: &UpgradeOptions,
     ) -> Result<OwnedObjectPath, Error>;
 
+    /// Imports and stages an image from an archive or layout directory that is open.
+    fn import_archive(
+        &self,
+        archive: Fd<'_>,
+        options: &ImportArchiveOptions,
+    ) -> Result<OwnedObjectPath, Error>;
+
+    /// As `import_archive`, and polkit may ask the user.
+    #[zbus(name = "ImportArchive", allow_interactive_auth)]
+    fn import_archive_interactive(
+        &self,
+        archive: Fd<'_>,
+        options: &ImportArchiveOptions,
+    ) -> Result<OwnedObjectPath, Error>;
+
     /// Makes the previous deployment the default of the next boot.
     fn rollback(&self, options: &RollbackOptions) -> Result<OwnedObjectPath, Error>;
 
@@ -87,6 +103,45 @@ pub trait Host {
         what: &[&str],
         options: &DiscardOptions,
     ) -> Result<OwnedObjectPath, Error>;
+
+    /// Stages what boots next once more, with other kernel arguments.
+    fn set_kernel_arguments(
+        &self,
+        append: &[String],
+        replace: &[String],
+        delete: &[String],
+        options: &SetKernelArgumentsOptions,
+    ) -> Result<OwnedObjectPath, Error>;
+
+    /// As `set_kernel_arguments`, and polkit may ask the user.
+    #[zbus(name = "SetKernelArguments", allow_interactive_auth)]
+    fn set_kernel_arguments_interactive(
+        &self,
+        append: &[String],
+        replace: &[String],
+        delete: &[String],
+        options: &SetKernelArgumentsOptions,
+    ) -> Result<OwnedObjectPath, Error>;
+
+    /// Tells what an upgrade would lead to.
+    fn simulate(&self, options: &SimulateOptions) -> Result<OwnedObjectPath, Error>;
+
+    /// As `simulate`, and polkit may ask the user.
+    #[zbus(name = "Simulate", allow_interactive_auth)]
+    fn simulate_interactive(&self, options: &SimulateOptions) -> Result<OwnedObjectPath, Error>;
+
+    /// Mounts an overlay over `/usr` until the next boot.
+    fn usr_overlay(&self, options: &UsrOverlayOptions) -> Result<OwnedObjectPath, Error>;
+
+    /// As `usr_overlay`, and polkit may ask the user.
+    #[zbus(name = "UsrOverlay", allow_interactive_auth)]
+    fn usr_overlay_interactive(
+        &self,
+        options: &UsrOverlayOptions,
+    ) -> Result<OwnedObjectPath, Error>;
+
+    /// What was changed in `/etc`: `added`, `removed` or `modified`, and the path below it.
+    fn diff_etc(&self, options: &DiffEtcOptions) -> Result<Vec<(String, String)>, Error>;
 
     /// The running deployment; `/` = not booted by ostree.
     #[zbus(property)]
@@ -144,7 +199,16 @@ pub trait Host {
     #[zbus(property)]
     fn last_check(&self) -> Result<Dict, Error>;
 
-    /// `none`, `reboot` or `unknown`: what gets the host into the default deployment.
+    /// `failed b`, `message s`, `time t`: whether the last finalization failed, and why.
+    #[zbus(property)]
+    fn last_finalize(&self) -> Result<Dict, Error>;
+
+    /// `none`, `soft-reboot`, `reboot` or `unknown`: what gets the host into the default
+    /// deployment.
     #[zbus(property)]
     fn reboot_required(&self) -> Result<String, Error>;
+
+    /// The kernel command line of the booted deployment.
+    #[zbus(property)]
+    fn kernel_arguments(&self) -> Result<Vec<String>, Error>;
 }

@@ -14,6 +14,36 @@ pub trait Job {
     #[zbus(name = "Cancel", allow_interactive_auth)]
     fn cancel_interactive(&self, options: &NoOptions) -> Result<(), Error>;
 
+    /// Stops the download until it is resumed.
+    fn pause(&self, options: &NoOptions) -> Result<(), Error>;
+
+    /// As `pause`, and polkit may ask the user.
+    #[zbus(name = "Pause", allow_interactive_auth)]
+    fn pause_interactive(&self, options: &NoOptions) -> Result<(), Error>;
+
+    /// Lets a paused job go on when it is its turn.
+    fn resume(&self, options: &NoOptions) -> Result<(), Error>;
+
+    /// As `resume`, and polkit may ask the user.
+    #[zbus(name = "Resume", allow_interactive_auth)]
+    fn resume_interactive(&self, options: &NoOptions) -> Result<(), Error>;
+
+    /// Takes the job out of the background: somebody waits for it.
+    fn adopt(&self, options: &NoOptions) -> Result<(), Error>;
+
+    /// As `adopt`, and polkit may ask the user.
+    #[zbus(name = "Adopt", allow_interactive_auth)]
+    fn adopt_interactive(&self, options: &NoOptions) -> Result<(), Error>;
+
+    /// The result was read: as far as this user is concerned, the object may go.
+    fn release(&self) -> Result<(), Error>;
+
+    /// The last 200 lines that the job has said, the oldest first.
+    fn get_log(&self, options: &NoOptions) -> Result<Vec<String>, Error>;
+
+    /// A pipe with the job's events from now on, one JSON object a line.
+    fn stream_events(&self, options: &NoOptions) -> Result<zbus::OwnedFd, Error>;
+
     /// The properties that changed, by name.
     #[zbus(signal)]
     fn progress(&self, changed: Dict) -> Result<(), Error>;
@@ -32,7 +62,7 @@ pub trait Job {
     #[zbus(property(emits_changed_signal = "const"))]
     fn kind(&self) -> Result<String, Error>;
 
-    /// `running`, `cancelling`, `succeeded`, `failed` or `cancelled`.
+    /// `queued`, `running`, `cancelling`, `succeeded`, `failed` or `cancelled`.
     #[zbus(property)]
     fn state(&self) -> Result<String, Error>;
 
@@ -92,6 +122,18 @@ pub trait Job {
     #[zbus(property)]
     fn cancellable(&self) -> Result<bool, Error>;
 
+    /// Whether somebody paused it.
+    #[zbus(property)]
+    fn paused(&self) -> Result<bool, Error>;
+
+    /// Whether it gives way to jobs that somebody waits for.
+    #[zbus(property)]
+    fn background(&self) -> Result<bool, Error>;
+
+    /// The job before a queued one; `/` if there is none.
+    #[zbus(property)]
+    fn blocked_by(&self) -> Result<OwnedObjectPath, Error>;
+
     /// D-Bus error name and message; both empty unless the job failed.
     #[zbus(property)]
     fn error(&self) -> Result<(String, String), Error>;
@@ -108,7 +150,11 @@ pub trait Job {
     #[zbus(property(emits_changed_signal = "const"))]
     fn created_at(&self) -> Result<u64, Error>;
 
-    /// Microseconds since the epoch; 0 while it runs.
+    /// Microseconds since the epoch; 0 before it began.
+    #[zbus(property)]
+    fn started_at(&self) -> Result<u64, Error>;
+
+    /// Microseconds since the epoch; 0 while it has not ended.
     #[zbus(property)]
     fn finished_at(&self) -> Result<u64, Error>;
 

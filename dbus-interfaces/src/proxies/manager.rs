@@ -2,7 +2,8 @@
 
 use zbus::{ObjectPath, OwnedObjectPath};
 
-use crate::{Error, options::NoOptions};
+use crate::options::{InhibitOptions, ListJobsOptions, NoOptions};
+use crate::{Error, types::Dict};
 
 /// The daemon: what it is, what it can do, which jobs there are.
 #[zbus::proxy(
@@ -11,8 +12,36 @@ use crate::{Error, options::NoOptions};
     default_path = "/org/osteward1/Manager"
 )]
 pub trait Manager {
-    /// The running jobs and the recently finished ones, oldest first.
-    fn list_jobs(&self, options: &NoOptions) -> Result<Vec<OwnedObjectPath>, Error>;
+    /// The waiting and running jobs and the recently finished ones, oldest first.
+    fn list_jobs(&self, options: &ListJobsOptions) -> Result<Vec<OwnedObjectPath>, Error>;
+
+    /// The last `max` finished operations (0: all that are known), the newest first; see
+    /// [`crate::types::HistoryEntry`].
+    fn get_history(&self, max: u32, options: &NoOptions) -> Result<Vec<Dict>, Error>;
+
+    /// Keeps the daemon from something for as long as the descriptor is open.
+    fn inhibit(
+        &self,
+        who: &str,
+        why: &str,
+        options: &InhibitOptions,
+    ) -> Result<zbus::OwnedFd, Error>;
+
+    /// As `inhibit`, and polkit may ask the user.
+    #[zbus(name = "Inhibit", allow_interactive_auth)]
+    fn inhibit_interactive(
+        &self,
+        who: &str,
+        why: &str,
+        options: &InhibitOptions,
+    ) -> Result<zbus::OwnedFd, Error>;
+
+    /// Reads the configuration files again.
+    fn reload_config(&self) -> Result<(), Error>;
+
+    /// As `reload_config`, and polkit may ask the user.
+    #[zbus(name = "ReloadConfig", allow_interactive_auth)]
+    fn reload_config_interactive(&self) -> Result<(), Error>;
 
     /// A job was created.
     #[zbus(signal)]
@@ -47,6 +76,10 @@ pub trait Manager {
     /// The job that writes; `/` if none.
     #[zbus(property)]
     fn active_job(&self) -> Result<OwnedObjectPath, Error>;
+
+    /// Who keeps the daemon from something; see [`crate::types::InhibitorInfo`].
+    #[zbus(property)]
+    fn inhibitors(&self) -> Result<Vec<Dict>, Error>;
 
     /// What is wrong with the configuration files, one sentence each.
     #[zbus(property)]

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::Error;
+use crate::{Error, options::NoOptions, types::PackageChange};
 
 /// An image that the host could boot next; see [`crate::types::UpdateInfo`].
 #[zbus::proxy(interface = "org.osteward1.Update", default_service = "org.osteward1")]
@@ -62,4 +62,21 @@ pub trait Update {
     /// Number of layers that are not in the repository.
     #[zbus(property)]
     fn layers_missing(&self) -> Result<u32, Error>;
+
+    /// The release of its kernel; empty if unknown.
+    #[zbus(property)]
+    fn kernel_version(&self) -> Result<String, Error>;
+
+    /// How much is known of what changes: `none`, `layers`, `metadata` or `full`.
+    #[zbus(property)]
+    fn diff_level(&self) -> Result<String, Error>;
+
+    /// The packages that are not the same as in the booted image, from `offset` on and at most
+    /// `max` (0: as many as fit), and how many there are in all.
+    fn get_package_diff(
+        &self,
+        offset: u64,
+        max: u32,
+        options: &NoOptions,
+    ) -> Result<(Vec<PackageChange>, u64), Error>;
 }

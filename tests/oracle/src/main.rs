@@ -3,19 +3,25 @@
 //! Every verb prints one JSON value. Transport security and signatures are off: the tests'
 //! registries are on loopback and sign nothing.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::process::Command;
+use std::rc::Rc;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use ostree_ext::chunking::ObjectMetaSized;
 use ostree_ext::container::store::{
     self, ImageImporter, LayeredImageState, PrepareResult, gc_image_layers, list_images,
 };
 use ostree_ext::container::{
-    Config, ImageReference, OstreeImageReference, SignatureSource, Transport, deploy, encapsulate,
+    Config, ExportOpts, ImageReference, OstreeImageReference, SignatureSource, Transport, deploy,
+    encapsulate,
 };
 use ostree_ext::containers_image_proxy::ImageProxyConfig;
-use ostree_ext::ostree::{Repo, Sysroot, gio};
+use ostree_ext::objectsource::{ObjectMeta, ObjectSourceMeta};
+use ostree_ext::ostree::{Repo, RepoFile, Sysroot, gio};
+use ostree_ext::prelude::{Cast as _, FileExt as _};
 use ostree_ext::sysroot::SysrootLock;
 use serde_json::{Value, json};
 
@@ -28,6 +34,9 @@ enum Verb {
         commit: String,
         layout: PathBuf,
         tag: String,
+        /// With a layer for each directory's files, instead of one for all.
+        #[arg(long)]
+        chunked: bool,
     },
     /// Imports an image.
     Import {
@@ -55,13 +64,17 @@ async fn main() -> Result<()> {
             commit,
             layout,
             tag,
+            chunked,
         } => {
             let transport = Transport::OciDir;
             let name = format!("{}:{tag}", layout.display());
             let destination = ImageReference { transport, name };
-            let config = Config::default();
-            let digest = encapsulate(&open(repo)?, &commit, &config, None, &destination).await?;
-            json!(digest.to_string())
+            let (repo, config) = (open(repo)?, Config::default());
+            let owners = chunked.then(|| owners(&repo, &commit)).transpose()?;
+            let mut options = ExportOpts::default();
+            options.contentmeta = owners.as_ref();
+            let digest = encapsulate(&repo, &commit, &config, Some(options), &destination);
+            json!(digest.await?.to_string())
         }
         Verb::Import { repo, image, name } => import(&open(repo)?, &image, &name).await?,
         Verb::Query { repo, image } => {
@@ -85,6 +98,45 @@ fn open(path: PathBuf) -> Result<Repo> {
     repo.open(gio::Cancellable::NONE)
         .with_context(|| format!("opening the repository {}", path.display()))?;
     Ok(repo)
+}
+
+/// Says of every file that the directory it is in brought it, as if that were a package.
+fn owners(repo: &Repo, commit: &str) -> Result<ObjectMetaSized> {
+    let mut meta = ObjectMeta::default();
+    let (root, _) = repo.read_commit(commit, gio::Cancellable::NONE)?;
+    let mut directories = vec![(root, PathBuf::from("/"))];
+    while let Some((directory, path)) = directories.pop() {
+        let owner: Rc<str> = path.display().to_string().into();
+        let children = directory.enumerate_children(
+            "standard::name,standard::type",
+            gio::FileQueryInfoFlags::NOFOLLOW_SYMLINKS,
+            gio::Cancellable::NONE,
+        )?;
+        for child in children {
+            let child = child?;
+            let file = directory.child(child.name());
+            if child.file_type() == gio::FileType::Directory {
+                directories.push((file, path.join(child.name())));
+                continue;
+            }
+            let Ok(file) = file.downcast::<RepoFile>() else {
+                continue;
+            };
+            let object = file.checksum().to_string();
+            meta.map.entry(object).or_insert_with(|| owner.clone());
+            meta.set.insert(ObjectSourceMeta {
+                identifier: owner.clone(),
+                name: owner.clone(),
+                srcid: owner.clone(),
+                change_time_offset: u32::MAX,
+                change_frequency: u32::MAX,
+            });
+        }
+    }
+    // A directory whose files are all somewhere else as well brings nothing.
+    let used: HashSet<Rc<str>> = meta.map.values().cloned().collect();
+    meta.set.retain(|source| used.contains(&source.identifier));
+    ObjectMetaSized::compute_sizes(repo, meta)
 }
 
 async fn import(repo: &Repo, image: &str, name: &str) -> Result<Value> {

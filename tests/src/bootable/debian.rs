@@ -93,6 +93,22 @@ pub(super) fn base(out: &Path, suite: Suite) -> Result<String> {
     })
 }
 
+/// Makes a tree of podman's packages and of all that they depend on, none of them installed.
+///
+/// # Errors
+/// With mmdebstrap's words.
+pub(super) fn podman(out: &Path, suite: Suite) -> Result<String> {
+    let inputs = [suite.name(), include_str!("debian.rs")];
+    product(out, &inputs, |out| {
+        let words = [
+            "--variant=extract",
+            "--include=podman",
+            "--aptopt=APT::Install-Recommends \"false\"",
+        ];
+        bootstrap(suite, &words.map(str::to_owned), out)
+    })
+}
+
 fn bootstrap(suite: Suite, words: &[String], out: &Path) -> Result<()> {
     let mut mmdebstrap = command(["mmdebstrap", "--quiet", "--mode=root"]);
     mmdebstrap

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
+mod bound;
 mod cpio;
 mod debian;
 pub(crate) mod disk;
@@ -107,7 +108,7 @@ pub struct Bootable {
     /// Version 1's root, but for what its top layer has: osteward and the test's own files.
     pub tree: PathBuf,
     /// The images, tagged `v1` to `v4`, `broken`, `no-init`, `no-kernel`, `arm64` and, on forky,
-    /// `big`.
+    /// `big`, `podman`, `bound` and `app`, which is no host's but what `bound` is bound to.
     pub layout: Layout,
     /// A whole disk with version 1 deployed. Never written to.
     pub disk: PathBuf,
@@ -167,16 +168,21 @@ fn make(suite: Suite, installer: Installer, work: &Path) -> Result<Bootable> {
         Installer::Ostree => at(&format!("{product}-plain")),
     };
     let (tools, base, tree) = (work.join("tools"), at("base"), at("tree"));
+    // One suite's guests are enough to have bound images.
+    let podman = (suite == Suite::Forky && installer == Installer::Bootc).then(|| at("podman"));
     let uml_initramfs = at("uml-initramfs");
     let (layout, registry) = (variant("oci"), variant("registry"));
     let disk = variant("disk").with_extension("raw");
 
-    let (tools_key, base_key) = make_what_takes_long(&tools, &base, suite, installer)?;
+    let (tools_key, base_key, podman_key) =
+        make_what_takes_long(&tools, &base, podman.as_deref(), suite, installer)?;
     let tree_key = tree::make(&tree, suite, (&tools, &tools_key), (&base, &base_key))?;
     initramfs::for_uml(&uml_initramfs, &tools, &tree, &[&tools_key, &tree_key])?;
     let big = layers::of_tree(&variant("layers"), &tree, &tree_key, installer)?;
     let own = own::stage(&variant("own"))?;
-    let images_key = versions::make(&layout, suite, &tree, (&big.path, &big.key), &own)?;
+    let podman = podman.as_deref().zip(podman_key.as_deref());
+    let big = (big.path.as_path(), big.key.as_str());
+    let images_key = versions::make(&layout, suite, &tree, big, &own, podman)?;
     let layout = Layout::create(layout)?;
     registry_data::make(&registry, &layout, suite, &images_key)?;
     // The other images' changes are nothing to the disk.
@@ -214,21 +220,24 @@ fn make(suite: Suite, installer: Installer, work: &Path) -> Result<Bootable> {
     })
 }
 
-/// The two trees of packages, for which the keys are returned, and the programs, side by side:
-/// cargo needs the processors, and Debian's archive mostly the network.
+/// The trees of packages, for which the keys are returned, and the programs, side by side: cargo
+/// needs the processors, and Debian's archive mostly the network.
 fn make_what_takes_long(
     tools: &Path,
     base: &Path,
+    podman: Option<&Path>,
     suite: Suite,
     installer: Installer,
-) -> Result<(String, String)> {
+) -> Result<(String, String, Option<String>)> {
     std::thread::scope(|scope| {
         let programs = scope.spawn(|| product::step("programs", || build_programs(installer)));
         let tools_key = scope.spawn(|| debian::tools(tools));
+        let podman_key = podman.map(|podman| scope.spawn(move || debian::podman(podman, suite)));
         let base_key = debian::base(base, suite);
         let tools_key = joined(tools_key.join())?;
+        let podman_key = podman_key.map(|made| joined(made.join())).transpose()?;
         joined(programs.join())?;
-        Ok((tools_key, base_key?))
+        Ok((tools_key, base_key?, podman_key))
     })
 }
 

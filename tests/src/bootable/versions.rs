@@ -4,11 +4,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::Suite;
 use super::layers;
 use super::own::Own;
 use super::product::product;
 use super::tree::{build_script, run_over};
+use super::{Suite, bound};
 use crate::image::{Compression, Entry, Image, Kind, Layer, Layout, Written};
 
 /// Each is made by the script of its name, on top of the one that is named second.
@@ -27,7 +27,8 @@ const BIG: u64 = 700 << 20;
 /// Bytes that each of [`pulse`]'s images adds.
 const PULSE: usize = 8 << 20;
 
-/// Writes all images of a suite into the layout `out`.
+/// Writes all images of a suite into the layout `out`; those of [`bound`] if there is a tree of
+/// podman's packages.
 ///
 /// # Errors
 /// With the words of a script that fails.
@@ -37,14 +38,27 @@ pub(super) fn make(
     tree: &Path,
     big: (&Path, &str),
     own: &Own,
+    podman: Option<(&Path, &str)>,
 ) -> Result<String> {
     let scripts = DERIVED
         .iter()
         .map(|(tag, _)| build_script(tag))
         .collect::<Result<Vec<_>>>()?;
     let scripts_text = scripts.concat();
-    let sources = concat!(include_str!("versions.rs"), include_str!("tree.rs"));
-    let inputs = [suite.name(), big.1, &own.key, &scripts_text, sources];
+    let sources = concat!(
+        include_str!("versions.rs"),
+        include_str!("tree.rs"),
+        include_str!("bound.rs")
+    );
+    let podman_key = podman.map_or("", |(_, key)| key);
+    let inputs = [
+        suite.name(),
+        big.1,
+        &own.key,
+        &scripts_text,
+        sources,
+        podman_key,
+    ];
     product(out, &inputs, |out| {
         let layout = Layout::create(big.0)?.copy_to(out)?;
         let below = layout.find(layers::TAG)?;
@@ -80,6 +94,9 @@ pub(super) fn make(
             image("big", &second)
                 .layer(big_layer())
                 .write_as(&layout, "big")?;
+        }
+        if let Some((podman, _)) = podman {
+            bound::write(&layout, suite, podman, tree)?;
         }
         Ok(())
     })

@@ -31,7 +31,7 @@ pub struct Answer {
 /// A boot of the guest, as its agent introduces itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Boot {
-    /// The kernel's random name for it.
+    /// The kernel's random name for it, and how many reboots without the kernel came since.
     pub(super) id: String,
     /// `ostree=` on the kernel's command line.
     pub(super) deployment: String,

@@ -230,12 +230,13 @@ impl Machine {
             .with_context(|| format!("in the guest: {script}\nno JSON: {output}"))
     }
 
-    /// The kernel's name for the last boot; empty before the first.
+    /// A name that only the last boot has, with or without the kernel; empty before the first.
     pub fn boot_id(&self) -> &str {
         self.boot.as_ref().map_or("", |boot| &boot.id)
     }
 
-    /// `ostree=` of the last boot: the path of its deployment; empty before the first.
+    /// `ostree=` of the last boot: the path of its deployment, or, after reboots without the
+    /// kernel, of the one that the kernel started with; empty before the first.
     pub fn deployment(&self) -> &str {
         self.boot.as_ref().map_or("", |boot| &boot.deployment)
     }

@@ -1,11 +1,12 @@
-//! A registry that stalls where a test wants it to: a relay in front of a real one.
+//! A way to the registry that a test can trouble: a relay in front of a real one.
 //!
-//! Owns the rule that says which answers stop, and after how many bytes. Invariants: bytes are
-//! delayed or their connection is broken, never changed; what a rule does not name passes;
-//! dropping the relay breaks all connections and ends its threads.
+//! Owns what becomes of each request (a rule), and how many bytes pass, on one connection and on
+//! all together. Invariants: what comes from the registry is delayed or broken off, never changed;
+//! what no rule names passes; dropping the relay breaks all connections and ends its threads.
+
+mod request;
 
 use std::collections::HashMap;
-use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -14,18 +15,26 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+pub use self::request::{Request, Way, answer};
+
 use crate::host::Host;
-use crate::sandbox::STATEROOT;
 
 /// Longest time until an answer that a rule stops is asked for.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Longest stretch of bytes that passes at once.
+const CHUNK: usize = 16 << 10;
+
+/// How often a paced relay lets some bytes pass.
+const TICK: Duration = Duration::from_millis(20);
+
 /// The relay; everything passes until it is told otherwise.
 #[derive(Debug)]
-pub struct SlowRegistry {
+pub struct Relay {
     address: SocketAddrV4,
     line: Arc<Line>,
     accepting: Option<JoinHandle<()>>,
+    pacing: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -34,27 +43,49 @@ struct Line {
     changed: Condvar,
 }
 
-#[derive(Debug, Default)]
+type Rule = Box<dyn FnMut(&Request) -> Way + Send>;
+
+#[derive(Default)]
 struct State {
-    /// Answers to requests that contain the text stop after so many bytes.
-    rule: Option<(String, u64)>,
+    rule: Option<Rule>,
+    requests: Vec<Request>,
+    /// Bytes that may still pass towards clients; `None`: all of them.
+    allowance: Option<u64>,
     /// New connections are closed at once.
     is_cut: bool,
     over: bool,
     next: u64,
-    requests: Vec<String>,
     connections: HashMap<u64, Connection>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State")
+            .field("requests", &self.requests.len())
+            .field("connections", &self.connections.len())
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
 struct Connection {
     client: TcpStream,
     server: TcpStream,
-    /// The head of the request that is being answered.
-    request: String,
-    /// Bytes of that answer that have passed.
+    /// Bytes of the present answer after which it stops or breaks.
+    limit: Option<u64>,
+    breaks: bool,
+    /// Bytes of the present answer that have passed.
     passed: u64,
+    /// It has come to the limit.
     waits: bool,
+}
+
+impl Connection {
+    fn close(&self) {
+        // Either may be closed already.
+        let _closed = self.client.shutdown(Shutdown::Both);
+        let _closed = self.server.shutdown(Shutdown::Both);
+    }
 }
 
 impl Line {
@@ -67,27 +98,55 @@ impl Line {
         self.changed.notify_all();
     }
 
+    /// Decides what becomes of a request on a connection.
+    fn decide(&self, id: u64, request: Request) -> Way {
+        let mut state = self.lock();
+        let way = match &mut state.rule {
+            Some(rule) => rule(&request),
+            None => Way::Pass,
+        };
+        state.requests.push(request);
+        if let Some(connection) = state.connections.get_mut(&id) {
+            connection.passed = 0;
+            connection.breaks = matches!(way, Way::Break(_));
+            connection.limit = match way {
+                Way::Stop(bytes) | Way::Break(bytes) => Some(bytes),
+                Way::Pass | Way::Whole | Way::Answer(_) => None,
+            };
+        }
+        drop(state);
+        self.changed.notify_all();
+        way
+    }
+
     /// Waits until some of `wanted` bytes may pass on a connection; `None` when it is broken.
     fn take(&self, id: u64, wanted: usize) -> Option<usize> {
         let mut state = self.lock();
         loop {
             let State {
-                rule, connections, ..
+                allowance,
+                connections,
+                ..
             } = &mut *state;
             let connection = connections.get_mut(&id)?;
-            let left = match rule {
-                Some((text, bytes)) if connection.request.contains(text.as_str()) => {
-                    bytes.saturating_sub(connection.passed)
-                }
-                _ => u64::MAX,
-            };
-            if left > 0 {
+            let limit = connection.limit.unwrap_or(u64::MAX);
+            let left = limit.saturating_sub(connection.passed);
+            if left == 0 && connection.breaks {
+                connection.close();
+                connections.remove(&id);
+                return None;
+            }
+            let allowed = left.min(allowance.unwrap_or(u64::MAX));
+            if allowed > 0 {
                 connection.waits = false;
-                let taken = usize::try_from(left).unwrap_or(wanted).min(wanted);
+                let taken = usize::try_from(allowed).unwrap_or(wanted).min(wanted);
                 connection.passed += taken as u64;
+                if let Some(bytes) = allowance {
+                    *bytes -= taken as u64;
+                }
                 return Some(taken);
             }
-            connection.waits = true;
+            connection.waits = left == 0;
             self.changed.notify_all();
             state = self
                 .changed
@@ -97,38 +156,15 @@ impl Line {
     }
 }
 
-impl State {
-    fn break_all(&mut self) {
-        for (_, connection) in self.connections.drain() {
-            // Either may be closed already.
-            let _closed = connection.client.shutdown(Shutdown::Both);
-            let _closed = connection.server.shutdown(Shutdown::Both);
-        }
-    }
-}
-
-impl SlowRegistry {
+impl Relay {
     /// Puts the relay between a host and its registry: the booted deployment tracks the image
     /// through it from now on. The daemon is started anew.
     ///
     /// # Errors
     /// When the daemon does not end or start well, or the deployment has no origin file.
     pub fn before(host: &mut Host) -> Result<Self> {
-        let direct = host.registry.name("os:latest");
-        let upstream = host.registry.host();
-        let port = upstream.rsplit_once(':').context("no port")?.1.parse()?;
-        let relay = Self::to_port(port)?;
-        if let Some(daemon) = host.daemon.take() {
-            ensure!(daemon.stop()?.success(), "the daemon did not end well");
-        }
-        let booted = host.sandbox.booted()?;
-        let name = format!("{}.{}.origin", booted.checksum, booted.serial);
-        let deployments = format!("ostree/deploy/{STATEROOT}/deploy");
-        let origin = host.sandbox.sysroot().join(deployments).join(name);
-        let text = fs::read_to_string(&origin).context("reading the origin file")?;
-        ensure!(text.contains(&direct), "{direct} is not in {text}");
-        fs::write(&origin, text.replace(&direct, &relay.name("os:latest")))?;
-        host.start_daemon()?;
+        let relay = Self::to_port(host.registry.port())?;
+        host.track(&relay.name("os:latest"))?;
         Ok(relay)
     }
 
@@ -163,6 +199,7 @@ impl SlowRegistry {
             address,
             line,
             accepting: Some(accepting),
+            pacing: None,
         })
     }
 
@@ -176,11 +213,19 @@ impl SlowRegistry {
         format!("{}/{name}", self.address)
     }
 
-    /// Stops answers to requests whose head contains `text` (such as `/manifests/`, or the
+    /// Decides about all further requests, one at a time.
+    pub fn rule(&self, rule: impl FnMut(&Request) -> Way + Send + 'static) {
+        self.line.set(|state| state.rule = Some(Box::new(rule)));
+    }
+
+    /// Stops answers to requests whose path contains `text` (such as `/manifests/`, or the
     /// digest of a blob) after `bytes` bytes, headers included.
     pub fn stop(&self, text: &str, bytes: u64) {
-        let rule = Some((text.to_owned(), bytes));
-        self.line.set(|state| state.rule = rule);
+        let text = text.to_owned();
+        self.rule(move |request| match request.path.contains(&text) {
+            true => Way::Stop(bytes),
+            false => Way::Pass,
+        });
     }
 
     /// Waits until an answer has been stopped by the rule.
@@ -202,16 +247,13 @@ impl SlowRegistry {
         Ok(())
     }
 
-    /// The first line of every request so far, such as `GET /v2/os/blobs/sha256:… HTTP/1.1`.
-    pub fn requests(&self) -> Vec<String> {
-        self.line.lock().requests.clone()
-    }
-
-    /// Breaks all connections, and new ones at once, until [`SlowRegistry::resume`].
+    /// Breaks all connections, and new ones at once, until [`Relay::resume`].
     pub fn cut(&self) {
         self.line.set(|state| {
             state.is_cut = true;
-            state.break_all();
+            for (_, connection) in state.connections.drain() {
+                connection.close();
+            }
         });
     }
 
@@ -220,20 +262,63 @@ impl SlowRegistry {
         self.line.set(|state| {
             state.is_cut = false;
             state.rule = None;
+            state.allowance = None;
+            for connection in state.connections.values_mut() {
+                connection.limit = None;
+            }
         });
+    }
+
+    /// Lets nothing pass from now on.
+    pub fn hold(&self) {
+        self.allow(0);
+    }
+
+    /// Lets that many bytes pass from now on, then nothing.
+    pub fn allow(&self, bytes: u64) {
+        self.line.set(|state| state.allowance = Some(bytes));
+    }
+
+    /// Lets so many bytes a second pass, until [`Relay::resume`].
+    pub fn pace(&mut self, bytes_a_second: u64) {
+        self.hold();
+        let line = Arc::clone(&self.line);
+        let portion = bytes_a_second * u64::from(TICK.subsec_millis()) / 1000;
+        self.pacing = Some(std::thread::spawn(move || {
+            loop {
+                std::thread::sleep(TICK);
+                let mut state = line.lock();
+                if state.over {
+                    return;
+                }
+                let Some(left) = &mut state.allowance else {
+                    return;
+                };
+                // What nobody fetched is not saved up.
+                *left = (*left + portion).min(2 * portion);
+                drop(state);
+                line.changed.notify_all();
+            }
+        }));
+    }
+
+    /// What was asked for so far.
+    pub fn requests(&self) -> Vec<Request> {
+        self.line.lock().requests.clone()
     }
 }
 
-impl Drop for SlowRegistry {
+impl Drop for Relay {
     fn drop(&mut self) {
-        self.line.set(|state| {
-            state.over = true;
-            state.break_all();
-        });
+        self.line.set(|state| state.over = true);
+        self.cut();
         // Wakes the accepting thread, which sees that it is over.
         let _woken = TcpStream::connect(self.address);
-        if let Some(thread) = self.accepting.take() {
-            // It cannot panic.
+        for thread in [self.accepting.take(), self.pacing.take()]
+            .into_iter()
+            .flatten()
+        {
+            // Neither can panic.
             let _ended = thread.join();
         }
     }
@@ -254,7 +339,8 @@ fn carry(client: TcpStream, server: TcpStream, line: &Arc<Line>) -> std::io::Res
     let connection = Connection {
         client,
         server,
-        request: String::new(),
+        limit: None,
+        breaks: false,
         passed: 0,
         waits: false,
     };
@@ -268,20 +354,21 @@ fn carry(client: TcpStream, server: TcpStream, line: &Arc<Line>) -> std::io::Res
 
 /// Requests are small and come one after the other: each arrives at one stroke.
 fn carry_up(mut from: TcpStream, mut to: TcpStream, id: u64, line: &Line) {
-    let mut buffer = [0; 16 << 10];
+    let mut buffer = [0; CHUNK];
     while let Ok(length) = from.read(&mut buffer)
         && length > 0
     {
-        let request = String::from_utf8_lossy(&buffer[..length]).into_owned();
-        line.set(|state| {
-            let first = request.lines().next().unwrap_or_default();
-            state.requests.push(first.to_owned());
-            if let Some(connection) = state.connections.get_mut(&id) {
-                connection.request = request;
-                connection.passed = 0;
-            }
-        });
-        if to.write_all(&buffer[..length]).is_err() {
+        let bytes = &buffer[..length];
+        let carried = match Request::parse(bytes) {
+            // What goes through a tunnel, for example.
+            None => to.write_all(bytes),
+            Some(request) => match line.decide(id, request.clone()) {
+                Way::Answer(answer) => from.write_all(&answer),
+                Way::Whole => to.write_all(&request.without_range()),
+                Way::Pass | Way::Stop(_) | Way::Break(_) => to.write_all(bytes),
+            },
+        };
+        if carried.is_err() {
             break;
         }
     }
@@ -291,7 +378,7 @@ fn carry_up(mut from: TcpStream, mut to: TcpStream, id: u64, line: &Line) {
 }
 
 fn carry_down(mut from: TcpStream, mut to: TcpStream, id: u64, line: &Line) {
-    let mut buffer = [0; 16 << 10];
+    let mut buffer = [0; CHUNK];
     'carrying: while let Ok(length) = from.read(&mut buffer)
         && length > 0
     {
