@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use osteward_tests::machine::Machine;
-use osteward_tests::slow_registry::SlowRegistry;
+use osteward_tests::relay::Relay;
 use osteward_tests::suite::Case;
 use serde_json::Value;
 
@@ -149,7 +149,7 @@ pub(crate) fn every_phase(case: &mut Case<'_>) -> Result<()> {
 }
 
 /// Starts an upgrade and waits until the relay has stopped the answer to what `text` names.
-fn stopped(machine: &mut Machine, relay: &SlowRegistry, text: &str, bytes: u64) -> Result<()> {
+fn stopped(machine: &mut Machine, relay: &Relay, text: &str, bytes: u64) -> Result<()> {
     relay.stop(text, bytes);
     start(machine)?;
     relay.wait_until_stopped()

@@ -9,7 +9,7 @@ use crate::osteward::{Status, apply, done, expect_status};
 use crate::update::sound;
 
 /// How many directories of deployments, and references to whole images, there are on the disk.
-fn on_disk(machine: &mut Machine) -> Result<(usize, usize)> {
+pub(crate) fn on_disk(machine: &mut Machine) -> Result<(usize, usize)> {
     let deployments = machine.ok("ls -d /sysroot/ostree/deploy/default/deploy/*.[0-9] | wc -l")?;
     let images = machine
         .ok("ostree refs --repo=/sysroot/ostree/repo --list ostree/container/image | wc -l")?;

@@ -13,16 +13,20 @@ use osteward_tests::bootable::{Bootable, Installer, Suite, prepare, work_dir};
 use osteward_tests::machine::{Kind, network};
 use osteward_tests::suite::{Case, Report};
 
+mod arguments;
+mod bound;
 mod cancelling;
 mod finalizing;
 mod generations;
 mod holding;
+mod keeping;
 mod origin;
 mod osteward;
 mod people;
 mod power;
 mod refusing;
 mod service;
+mod soft;
 mod sources;
 mod takeover;
 mod update;
@@ -86,6 +90,30 @@ const SCENARIOS: &[Scenario] = &[
         run: generations::cleanup,
     },
     Scenario {
+        topic: "keep",
+        on: CONTAINER,
+        run: keeping::keep,
+    },
+    Scenario {
+        topic: "kernel-arguments",
+        // libostree takes them in another way since 2022.7.
+        on: &[
+            (Kind::Container, Suite::Forky),
+            (Kind::Container, Suite::Bookworm),
+        ],
+        run: arguments::merged,
+    },
+    Scenario {
+        topic: "soft-reboot",
+        on: CONTAINER,
+        run: soft::reboot,
+    },
+    Scenario {
+        topic: "bound-images",
+        on: CONTAINER,
+        run: bound::images,
+    },
+    Scenario {
         topic: "plain-ostree",
         on: CONTAINER,
         run: takeover::plain_ostree,
@@ -122,7 +150,10 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         topic: "stuck-boot",
-        on: CONTAINER,
+        on: &[
+            (Kind::Container, Suite::Forky),
+            (Kind::Container, Suite::Bookworm),
+        ],
         run: finalizing::stuck_boot,
     },
     Scenario {

@@ -12,7 +12,7 @@ use osteward_tests::bootable::{REGISTRY, Suite};
 use osteward_tests::image::Layout;
 use osteward_tests::machine::Machine;
 use osteward_tests::machine::network::HOST;
-use osteward_tests::slow_registry::SlowRegistry;
+use osteward_tests::relay::Relay;
 use osteward_tests::suite::Case;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -60,9 +60,9 @@ impl Origin {
     }
 
     /// Puts a relay of its own between a machine and the registry, and lets the machine use it.
-    pub(crate) fn relay(machine: &mut Machine) -> Result<SlowRegistry> {
+    pub(crate) fn relay(machine: &mut Machine) -> Result<Relay> {
         let (_, port) = REGISTRY.rsplit_once(':').context("no port")?;
-        let relay = SlowRegistry::listening(HOST, port.parse()?)?;
+        let relay = Relay::listening(HOST, port.parse()?)?;
         machine.ok(&format!(
             r#"mkdir -p /etc/osteward/config.d
             echo '[registry]
@@ -74,12 +74,12 @@ impl Origin {
     }
 
     /// The image as it is reached through the relay.
-    pub(crate) fn through(&self, relay: &SlowRegistry) -> String {
+    pub(crate) fn through(&self, relay: &Relay) -> String {
         relay.name(&format!("{}:latest", self.repository))
     }
 
     /// Makes the machine track the same tag through a relay.
-    pub(crate) fn through_relay(&self, machine: &mut Machine) -> Result<SlowRegistry> {
+    pub(crate) fn through_relay(&self, machine: &mut Machine) -> Result<Relay> {
         let relay = Self::relay(machine)?;
         rewrite(machine, &self.through(&relay))?;
         Ok(relay)

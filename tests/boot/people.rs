@@ -5,7 +5,7 @@
 
 use anyhow::{Context, Result, ensure};
 use osteward_tests::machine::Machine;
-use osteward_tests::slow_registry::SlowRegistry;
+use osteward_tests::relay::Relay;
 use osteward_tests::suite::Case;
 
 use crate::origin::Origin;
@@ -178,7 +178,7 @@ pub(crate) fn permissions(case: &mut Case<'_>) -> Result<()> {
 }
 
 /// Two jobs that wait for a registry which does not answer.
-fn cancel_as_alice(machine: &mut Machine, relay: &SlowRegistry) -> Result<()> {
+fn cancel_as_alice(machine: &mut Machine, relay: &Relay) -> Result<()> {
     relay.stop("/manifests/", 0);
     machine.ok("osteward upgrade --no-wait")?;
     osteward_as(machine, "alice", Place::Seat, "--no-ask-password cancel")?.failed(ASKS)?;

@@ -97,15 +97,16 @@ fn wait_for(machine: &Machine, from: u64, part: &str) -> Result<Instant> {
 
 /// The images of one machine's updates: each is new to everybody.
 #[derive(Debug)]
-struct Pulses {
+pub(crate) struct Pulses {
     layout: Layout,
-    origin: Origin,
+    pub(crate) origin: Origin,
     _dir: tempfile::TempDir,
     last: u32,
 }
 
 impl Pulses {
-    fn new(case: &mut Case<'_>, first: u32) -> Result<Self> {
+    /// Their numbers begin after `first`. The machine tracks [`Pulses::origin`] from now on.
+    pub(crate) fn new(case: &mut Case<'_>, first: u32) -> Result<Self> {
         let origin = Origin::of(case)?;
         // Beside the images, so that blobs are shared and not copied.
         let parent = case.bootable.layout.path.parent().context("no parent")?;
@@ -122,7 +123,7 @@ impl Pulses {
     }
 
     /// Publishes the next one; returns its version.
-    fn next(&mut self) -> Result<String> {
+    pub(crate) fn next(&mut self) -> Result<String> {
         self.last += 1;
         pulse(&self.layout, self.last)?;
         let tag = format!("pulse-{}", self.last);

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use osteward_tests::image::Written;
 use osteward_tests::machine::Machine;
 use osteward_tests::oracle;
-use osteward_tests::slow_registry::SlowRegistry;
+use osteward_tests::relay::{Relay, Request};
 use osteward_tests::suite::Case;
 
 use crate::origin::Origin;
@@ -14,12 +14,12 @@ use crate::osteward::{Status, apply, done, expect_status, refused};
 use crate::update::sound;
 
 /// Fails unless exactly the layers `wanted` were fetched through the relay, each once.
-fn fetched(relay: &SlowRegistry, image: &Written, wanted: &[&String]) -> Result<()> {
+fn fetched(relay: &Relay, image: &Written, wanted: &[&String]) -> Result<()> {
     let mut times: BTreeMap<&String, usize> = BTreeMap::new();
     let requests = relay.requests();
     for layer in &image.layers {
         let is_it =
-            |request: &&String| request.starts_with("GET ") && request.contains(layer.as_str());
+            |request: &&Request| request.method == "GET" && request.path.contains(layer.as_str());
         let count = requests.iter().filter(is_it).count();
         if count > 0 {
             times.insert(layer, count);
@@ -107,6 +107,9 @@ pub(crate) fn ostree_ext(case: &mut Case<'_>) -> Result<()> {
     })
 }
 
+/// The branch that a host of plain ostree follows.
+const BRANCH: &str = "lab/plain";
+
 const DEPLOY_PLAIN: &str = r#"unshare --mount sh -ec '
     mount -o remount,rw /sysroot
     booted=$(ostree admin status | sed -n "s/^\* default \([0-9a-f]*\).*/\1/p")
@@ -136,14 +139,16 @@ pub(crate) fn plain_ostree(case: &mut Case<'_>) -> Result<()> {
     let origin = Origin::of(case)?;
     let image = case.bootable.layout.find("v2")?;
     case.step("a host of plain ostree", forget_containers)?;
-    case.step("the status is right: booted, of no image", |machine| {
+    case.step("the status is right: booted, of a branch", |machine| {
         let status = Status::read(machine)?;
         let booted = status.deployment("booted").context("nothing is booted")?;
         ensure!(status.deployments().count() == 1, "{}", status.summary());
         ensure!(
-            booted["image"] == "" && booted["digest"] == "",
+            booted["image"] == BRANCH && booted["digest"] == "",
             "{booted:#}"
         );
+        let tracking = &status.0["tracking"];
+        ensure!(tracking["transport"] == "ostree", "{tracking:#}");
         ensure!(status.0["boot-digest"] == "", "{:#}", status.0);
         Ok(())
     })?;
@@ -172,7 +177,7 @@ pub(crate) fn plain_ostree(case: &mut Case<'_>) -> Result<()> {
             let status = Status::read(machine)?;
             ensure!(status.digest("booted")? == image.digest);
             let rollback = status.deployment("rollback").context("no rollback")?;
-            ensure!(rollback["image"] == "", "{rollback:#}");
+            ensure!(rollback["image"] == BRANCH, "{rollback:#}");
             Ok(())
         },
     )?;
@@ -181,7 +186,7 @@ pub(crate) fn plain_ostree(case: &mut Case<'_>) -> Result<()> {
         apply(machine)?;
         let status = Status::read(machine)?;
         let booted = status.deployment("booted").context("nothing is booted")?;
-        ensure!(booted["image"] == "", "{booted:#}");
+        ensure!(booted["image"] == BRANCH, "{booted:#}");
         ensure!(machine.ok("cat /usr/lib/lab/version")? == "1");
         Ok(())
     })?;

@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use osteward_tests::machine::Machine;
 use osteward_tests::suite::Case;
 
+use crate::arguments::{running, updated};
 use crate::origin::Origin;
 use crate::osteward::{Status, apply, done, expect_status, osteward, refused};
 
@@ -23,11 +24,6 @@ pub(crate) fn to_version_2(case: &mut Case<'_>, origin: &Origin) -> Result<()> {
 /// What the files of the image say about its version, whatever osteward says.
 fn version_of_files(machine: &mut Machine) -> Result<String> {
     machine.ok("cat /usr/lib/lab/version")
-}
-
-/// The kernel's arguments, but for the one that names the deployment.
-fn kernel_arguments(machine: &mut Machine) -> Result<String> {
-    machine.ok("sed 's/ostree=[^ ]*//' /proc/cmdline")
 }
 
 /// The repository and what is booted are sound, by ostree's own word.
@@ -74,7 +70,7 @@ pub(crate) fn upgrade(case: &mut Case<'_>) -> Result<()> {
         Ok(Status::read(machine)?.digest("staged")?.to_owned())
     })?;
     let before = case.machine.deployment().to_owned();
-    let arguments = kernel_arguments(&mut case.machine)?;
+    let arguments = updated(&running(&mut case.machine)?, 1, 2);
     case.step("apply reboots through logind", apply)?;
     case.step("it was finalized at shutdown", |machine| {
         let log = machine
@@ -87,8 +83,8 @@ pub(crate) fn upgrade(case: &mut Case<'_>) -> Result<()> {
         let status = expect_status(machine, "booted 2, rollback 1")?;
         ensure!(status.digest("booted")? == digest);
         ensure!(version_of_files(machine)? == "2");
-        let now = kernel_arguments(machine)?;
-        ensure!(now == arguments, "it had {arguments}, now {now}");
+        let now = running(machine)?;
+        ensure!(now == arguments, "{now:?} is not {arguments:?}");
         let package = machine.ok("dpkg-query --show --showformat '${Version}' lab-greeting")?;
         ensure!(package == "2.0", "{package}");
         Ok(())
