@@ -64,6 +64,10 @@ impl Switch {
         let Some((name, path)) = layout(image) else {
             return Self::Named(image.to_owned());
         };
+        // What is handed over is staged; there is no download of it.
+        if options.download_only == Some(true) || options.from_cache == Some(true) {
+            return Self::Named(name);
+        }
         let Ok(file) = open(&path) else {
             return Self::Named(name);
         };
@@ -92,6 +96,25 @@ mod tests {
             ..UpgradeOptions::default()
         };
         Switch::to(image, &options)
+    }
+
+    #[test]
+    fn what_is_not_to_be_staged_is_not_handed_over() {
+        let download = UpgradeOptions {
+            download_only: Some(true),
+            ..UpgradeOptions::default()
+        };
+        let cached = UpgradeOptions {
+            from_cache: Some(true),
+            ..UpgradeOptions::default()
+        };
+        for options in [download, cached] {
+            let switch = Switch::to("oci-archive:Cargo.toml", &options);
+            let Switch::Named(name) = switch else {
+                panic!("{switch:?}");
+            };
+            assert!(name.starts_with("oci-archive:/"), "{name}");
+        }
     }
 
     #[test]

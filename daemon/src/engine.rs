@@ -60,6 +60,8 @@ pub struct Terms {
     pub background: bool,
     /// The place in the queue; higher goes first.
     pub priority: i32,
+    /// The user who may reboot the host while nobody else is logged in; `None`: whoever is.
+    pub alone: Option<u32>,
 }
 
 /// What a job can be told.

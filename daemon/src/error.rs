@@ -172,12 +172,14 @@ impl Error {
 
     /// The same failure as it travels over the bus.
     pub fn to_bus(&self) -> Bus {
-        let text = self.to_string();
+        // A bus takes no zero in a text, whoever wrote it, and no message that has one.
+        let text = self.to_string().replace('\0', "");
         match self {
             Error::Sysroot(error) => sysroot_to_bus(error, text),
             Error::Image(error) => image_to_bus(error, text),
             Error::Import(error) => import_to_bus(error, text),
             Error::Record(_) | Error::Config(_) => Bus::ConfigInvalid(text),
+            Error::Logind(observe::logind::Error::Inhibited(_)) => Bus::Inhibited(text),
             Error::Logind(_) | Error::Systemd(_) | Error::NotSupported(_) => {
                 Bus::NotSupported(text)
             }

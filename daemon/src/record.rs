@@ -151,13 +151,14 @@ fn write_whole(path: &Path, text: &[u8]) -> std::io::Result<()> {
 }
 
 /// The number for the next job's path, from a counter in the runtime directory, so that
-/// a path is not used twice although the daemon exits when idle.
-pub fn next_job_number(directory: &Path) -> u64 {
+/// a path is not used twice although the daemon exits when idle. `given` is the last one of this
+/// process: the counter may not have been kept.
+pub fn next_job_number(directory: &Path, given: u64) -> u64 {
     let path = directory.join("next-job");
     let last = std::fs::read_to_string(&path)
         .ok()
         .and_then(|text| text.trim().parse().ok());
-    let next = last.unwrap_or(0u64) + 1;
+    let next = last.unwrap_or(0u64).max(given) + 1;
     if let Err(error) = write_whole(&path, next.to_string().as_bytes()) {
         tracing::warn!(%error, path = %path.display(), "cannot keep the job counter");
     }
@@ -224,7 +225,11 @@ mod tests {
     #[test]
     fn job_numbers_do_not_repeat() {
         let directory = tempfile::tempdir().unwrap();
-        assert_eq!(next_job_number(directory.path()), 1);
-        assert_eq!(next_job_number(directory.path()), 2);
+        assert_eq!(next_job_number(directory.path(), 0), 1);
+        assert_eq!(next_job_number(directory.path(), 0), 2);
+        std::fs::write(directory.path().join("next-job"), "lost").unwrap();
+        assert_eq!(next_job_number(directory.path(), 2), 3);
+        let nowhere = directory.path().join("next-job/nowhere");
+        assert_eq!(next_job_number(&nowhere, 3), 4);
     }
 }

@@ -44,6 +44,7 @@ impl Known {
         findings.extend(self.registry());
         findings.extend(self.finalization());
         findings.extend(self.staged());
+        findings.extend(self.lock());
         findings.extend(self.deployments());
         findings
     }
@@ -78,7 +79,7 @@ impl Known {
                 format!("updates come from the ostree remote {image}, not from an image"),
                 "`osteward switch IMAGE` leads to one; what runs now stays as the rollback.",
             ),
-            "containers-storage" if !self.can("containers-storage") => Finding::fail(
+            "containers-storage:" if !self.can("containers-storage") => Finding::fail(
                 ID,
                 format!("{image} is in the container storage, which needs podman or skopeo"),
                 "Add one of them to the image, or `osteward switch` to a registry.",
@@ -140,6 +141,15 @@ impl Known {
         }
     }
 
+    fn lock(&self) -> Option<Finding> {
+        let is_booted = self.status.host.booted_deployment.as_str() != NO_OBJECT;
+        (is_booted && !self.can("finalization-lock")).then(|| {
+            let text = "no update can be staged and locked: ostewardd cannot write to /run/ostree";
+            let next = "See to it that it can; until then `osteward download` fetches only.";
+            Finding::warn("finalization-lock", text, next)
+        })
+    }
+
     fn deployments(&self) -> Vec<Finding> {
         let warnings = self.status.deployments.iter().flat_map(|one| &one.warnings);
         warnings
@@ -169,7 +179,7 @@ mod tests {
     fn known(status: Status) -> Known {
         Known {
             status,
-            features: vec!["switch".into()],
+            features: vec!["switch".into(), "finalization-lock".into()],
             warnings: Vec::new(),
         }
     }
@@ -204,19 +214,48 @@ mod tests {
 
     #[test]
     fn where_updates_come_from() {
+        let storage = "containers-storage:localhost/os";
         let cases = [
             ("", "", Level::Fail),
             ("fedora:stable", "ostree", Level::Fail),
-            ("localhost/os", "containers-storage", Level::Fail),
-            ("registry.example.org/os", "registry", Level::Ok),
+            (storage, "containers-storage:", Level::Fail),
+            ("docker://registry.example.org/os", "docker://", Level::Ok),
+            ("oci:/srv/os", "oci:", Level::Ok),
+            ("oci-archive:/srv/os.tar", "oci-archive:", Level::Ok),
         ];
+        let is_host = |(name, _): &&(&str, &str)| *name == "org.osteward1.Host";
+        let (_, contract) = osteward_dbus::INTERFACES.iter().find(is_host).unwrap();
         for (image, transport, expected) in cases {
+            let promised = contract.contains(&format!("\"{transport}\""));
+            assert!(
+                promised || transport.is_empty(),
+                "no daemon says {transport}"
+            );
             let mut host = known(sample::status("idle"));
             let tracking = &mut host.status.host.tracking;
             tracking.insert("image".into(), sample::text(image));
             tracking.insert("transport".into(), sample::text(transport));
             assert_eq!(levels(&host, "tracking"), [expected], "{image}");
         }
+        let mut host = known(sample::status("idle"));
+        let tracking = &mut host.status.host.tracking;
+        tracking.insert("image".into(), sample::text(storage));
+        tracking.insert("transport".into(), sample::text("containers-storage:"));
+        host.features.push("containers-storage".into());
+        assert_eq!(levels(&host, "tracking"), [Level::Ok], "with its tools");
+    }
+
+    #[test]
+    fn a_host_without_a_finalization_lock_is_told_of() {
+        let mut host = known(sample::status("idle"));
+        host.features.pop();
+        assert_eq!(levels(&host, "finalization-lock"), [Level::Warn]);
+        host.status.host.booted_deployment = Default::default();
+        assert_eq!(
+            levels(&host, "finalization-lock"),
+            [],
+            "of a host of another kind"
+        );
     }
 
     #[test]

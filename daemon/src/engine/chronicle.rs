@@ -179,13 +179,14 @@ fn interrupted(entry: &Entry) -> Entry {
 }
 
 async fn write_pages(mut pages: watch::Receiver<Page>, told: watch::Sender<u64>) {
-    let mut last = 0;
+    let (mut last, mut saved) = (0, 0);
     loop {
         let page = pages.borrow_and_update().clone();
         let number = page.number;
         if number > last {
-            match tokio::task::spawn_blocking(move || page.write(last)).await {
-                Ok(Ok(())) => {}
+            match tokio::task::spawn_blocking(move || page.write(saved)).await {
+                Ok(Ok(())) => saved = number,
+                // The next page tries again.
                 Ok(Err(error)) => tracing::warn!(%error, "the history is not on disk"),
                 Err(error) => tracing::error!(%error, "the history is not on disk"),
             }
@@ -211,7 +212,8 @@ impl Page {
             (Some(file), Some(check)) if self.check_since > last => file.write(check),
             _ => Ok(()),
         };
-        history.and(self.unfinished.write()).and(check)
+        // What is in no history must not leave the other file.
+        history.and_then(|()| self.unfinished.write()).and(check)
     }
 }
 

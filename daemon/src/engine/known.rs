@@ -84,6 +84,16 @@ impl Known {
         matches!(self.stage, Stage::Waiting)
     }
 
+    /// Whether it is at work, and writes nothing.
+    pub(super) fn is_reading(&self) -> bool {
+        matches!(self.stage, Stage::Running(_)) && self.request.is_read()
+    }
+
+    /// Whether it has yet to write what it was asked to.
+    pub(super) fn will_write(&self) -> bool {
+        matches!(self.stage, Stage::Waiting | Stage::Running(_)) && !self.request.is_read()
+    }
+
     /// Whether it begins as soon as the slot is free and nobody is before it.
     pub(super) fn awaits_its_turn(&self) -> bool {
         self.is_waiting() && !self.paused && !self.request.is_read()

@@ -7,6 +7,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -27,6 +28,10 @@ const KEEP_AT_MOST: usize = 32;
 const WAIT_AT_MOST: usize = 64;
 /// How many of them can be one user's, so that nobody takes all places.
 const WAIT_EACH_USER: usize = 16;
+/// How many jobs that only read can run side by side, and how many of them can be one user's:
+/// each may have connections and files open.
+const READ_AT_MOST: usize = 24;
+const READ_EACH_USER: usize = 8;
 
 /// All known jobs, in the order in which they were asked for.
 #[derive(Default)]
@@ -55,15 +60,23 @@ impl Roster {
     }
 
     /// The job that does what is asked for: any check, or the very same request. One that
-    /// somebody cancelled is none; one that waits is one only for those who would wait too.
+    /// somebody cancelled is none; one that waits is one only for those who would wait too; one that
+    /// writes is none if another was asked for since.
     pub(super) fn same(&self, request: &Request, would_wait: bool) -> Option<JobId> {
         let is_same = |job: &Known| match request {
             Request::Check { .. } => matches!(job.request, Request::Check { .. }),
             other => job.request == *other,
         };
         let mut jobs = self.0.iter();
-        jobs.find(|(_, job)| job.can_be_joined(would_wait) && is_same(job))
-            .map(|(id, _)| *id)
+        let (id, _) = jobs.find(|(_, job)| job.can_be_joined(would_wait) && is_same(job))?;
+        // What was asked for in between may undo it: only the last one leaves what is asked for.
+        // What only removes undoes nothing of its kind.
+        let removes = |request: &Request| matches!(request, Request::Discard { .. });
+        let is_last = || {
+            let mut later = self.0.range((Bound::Excluded(id), Bound::Unbounded));
+            !later.any(|(_, job)| job.will_write() && !(removes(request) && removes(&job.request)))
+        };
+        (request.is_read() || is_last()).then_some(*id)
     }
 
     /// Those that may begin when the slot is free, the first one first: what somebody waits
@@ -89,6 +102,21 @@ impl Roster {
         };
         Err(Error::LimitsExceeded(format!(
             "{whose} wait already, which is the most; wait for some to end, or cancel them"
+        )))
+    }
+
+    /// Whether one more job of that user may run that only reads.
+    pub(super) fn check_readers(&self, uid: u32) -> Result<(), Error> {
+        let running = self.0.values().filter(|job| job.is_reading());
+        let owners: Vec<u32> = running.map(Known::owner).collect();
+        let own = owners.iter().filter(|owner| **owner == uid).count();
+        let whose = match (own < READ_EACH_USER, owners.len() < READ_AT_MOST) {
+            (true, true) => return Ok(()),
+            (false, _) => format!("{own} jobs of uid {uid}"),
+            (true, false) => format!("{} jobs", owners.len()),
+        };
+        Err(Error::LimitsExceeded(format!(
+            "{whose} look at something already, which is the most; wait for some to end"
         )))
     }
 
@@ -219,6 +247,7 @@ mod tests {
         queue: true,
         background: true,
         priority: 0,
+        alone: None,
     };
 
     fn add(roster: &mut Roster, id: u64, request: Request, terms: Terms) -> JobId {
@@ -239,7 +268,33 @@ mod tests {
             queue: true,
             background: false,
             priority,
+            alone: None,
         }
+    }
+
+    #[test]
+    fn what_was_undone_since_is_not_joined() {
+        let mut roster = Roster::default();
+        let upgrade = Request::Upgrade(Pull::default());
+        let first = add(&mut roster, 1, upgrade.clone(), ranked(0));
+        assert_eq!(roster.same(&upgrade, true), Some(first));
+        let second = add(&mut roster, 2, discard(Discardable::Staged), ranked(0));
+        assert_eq!(roster.same(&upgrade, true), None);
+        let undone = discard(Discardable::Staged);
+        assert_eq!(roster.same(&undone, true), Some(second));
+    }
+
+    #[test]
+    fn nobody_reads_with_all_descriptors() {
+        let mut roster = Roster::default();
+        for id in 1..=READ_EACH_USER as u64 {
+            roster.check_readers(0).unwrap();
+            let id = add(&mut roster, id, Request::Check { max_age: None }, ranked(0));
+            roster.begin(id).unwrap();
+        }
+        let refused = roster.check_readers(0).unwrap_err();
+        assert!(matches!(refused, Error::LimitsExceeded(_)), "{refused:?}");
+        roster.check_readers(1).unwrap();
     }
 
     fn state(roster: &Roster, id: JobId) -> RunState {

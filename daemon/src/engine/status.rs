@@ -155,6 +155,7 @@ impl Status {
             Some(Candidate {
                 image: Arc::new(snapshot.cached_update.clone()?),
                 reference: snapshot.tracking()?.origin.as_ref()?.image.clone(),
+                found_at: 0,
                 layers_missing: None,
                 download_size: None,
             })

@@ -22,6 +22,7 @@ use super::{Command, Loaded, Parts};
 use crate::config::Config;
 use crate::error::Error;
 use crate::inhibit::Inhibitors;
+use crate::jobs::downloads::Downloads;
 use crate::jobs::packages::Packages;
 use crate::jobs::{Candidate, Outcome};
 use crate::record::history::Entry;
@@ -35,12 +36,15 @@ pub(super) struct Task {
     quarantine: Arc<Mutex<Result<Quarantine, record::Error>>>,
     found: watch::Sender<Option<Candidate>>,
     packages: Packages,
+    downloads: Downloads,
     /// Remembers what earlier processes read; over before the first look is.
     earlier: Option<JoinHandle<()>>,
     jobs: Roster,
     chronicle: Chronicle,
     /// What the history will say of jobs that have not ended.
     entries: HashMap<JobId, Entry>,
+    /// The last job's.
+    last_number: u64,
     inhibitors: Inhibitors,
     looked: Option<Result<Arc<Snapshot>, sysroot::Error>>,
     running: JoinSet<(JobId, Result<Outcome, Error>)>,
@@ -67,10 +71,12 @@ impl Task {
             quarantine: Arc::new(Mutex::new(quarantine(&parts))),
             found: watch::channel(None).0,
             packages,
+            downloads: Downloads::default(),
             earlier: None,
             jobs: Roster::default(),
             chronicle: Chronicle::open(&parts.state_directory, &parts.runtime_directory),
             entries: HashMap::new(),
+            last_number: 0,
             inhibitors,
             looked: None,
             running: JoinSet::new(),

@@ -5,7 +5,7 @@
 use std::time::{Duration, SystemTime};
 
 use reqwest::StatusCode;
-use reqwest::header::{CONTENT_RANGE, HeaderMap, RETRY_AFTER};
+use reqwest::header::{CONTENT_RANGE, DATE, HeaderMap, RETRY_AFTER};
 use serde::Deserialize;
 
 /// Characters of a server's own explanation that are shown.
@@ -21,7 +21,8 @@ pub(super) fn is_temporary(status: StatusCode) -> bool {
     }
 }
 
-/// How long the server wants to be left alone, from seconds or from a date.
+/// How long the server wants to be left alone, from seconds or from a date, which is one of the
+/// server's own clock if it tells that; `now` is ours.
 pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -29,7 +30,12 @@ pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
         return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
     }
     let date = httpdate::parse_http_date(text).ok()?;
-    Some(date.duration_since(now).unwrap_or_default())
+    let its_clock = headers.get(DATE).and_then(|date| date.to_str().ok());
+    let its_clock = its_clock.and_then(|date| httpdate::parse_http_date(date).ok());
+    Some(
+        date.duration_since(its_clock.unwrap_or(now))
+            .unwrap_or_default(),
+    )
 }
 
 /// The first byte, the last byte and the length of the whole that a partial answer claims to have.
@@ -82,12 +88,14 @@ pub(super) fn explanation(bytes: &[u8]) -> Option<String> {
         false => entry.message,
     });
     let text = entry.or(document.details).or(document.error_description)?;
-    let text: String = text
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(SHOWN)
-        .collect();
+    let text = shown(&text);
     (!text.is_empty()).then_some(text)
+}
+
+/// What is shown of somebody else's text: its beginning, on one line.
+pub(super) fn shown(text: &str) -> String {
+    let printable = text.chars().filter(|c| !c.is_control());
+    printable.take(SHOWN).collect()
 }
 
 #[cfg(test)]
@@ -135,6 +143,10 @@ mod tests {
             assert_eq!(found, seconds.map(Duration::from_secs), "{value:?}");
         }
         assert_eq!(retry_after(&HeaderMap::new(), now), None);
+        let mut other_clock = headers(RETRY_AFTER, "Thu, 01 Jan 2037 00:00:30 GMT");
+        other_clock.extend(headers(DATE, "Thu, 01 Jan 2037 00:00:00 GMT"));
+        let wait = Some(Duration::from_secs(30));
+        assert_eq!(retry_after(&other_clock, now), wait, "{other_clock:?}");
     }
 
     #[test]

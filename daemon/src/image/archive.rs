@@ -21,6 +21,8 @@ use super::{Error, spool};
 const MEMBERS: usize = 100_000;
 /// Most bytes that the headers of one member may take (long names, PAX records).
 const HEADER_BYTES: u64 = 1 << 20;
+/// Most bytes of a name that can be one of a layout's.
+const NAME_BYTES: usize = 256;
 
 /// A tar and where its files are in it.
 #[derive(Debug)]
@@ -132,7 +134,8 @@ fn index(
             return Err(invalid(shown, "it is cut short; copy it again"));
         }
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        if is_file {
+        // Names of a layout are short; longer ones only take memory.
+        if is_file && name.len() <= NAME_BYTES {
             let name = name.strip_prefix("./").unwrap_or(&name);
             members.insert(name.to_owned(), (start, length));
         }

@@ -20,6 +20,9 @@ use super::{Error, RegistryConfig};
 /// Answers that lead elsewhere which are followed in a row.
 const MAX_REDIRECTS: usize = 10;
 
+/// Longest wait for the whole of a short answer.
+const WHOLE: Duration = Duration::from_secs(600);
+
 /// How the HTTP client says that a proxy wants a password for a tunnel; its type is not to be had.
 const TUNNEL_REFUSED: &str = "proxy authorization required";
 
@@ -105,14 +108,27 @@ impl Connection {
         {
             return Err(too_long());
         }
-        let mut bytes = BytesMut::new();
-        while let Some(chunk) = self.chunk(&mut response).await? {
-            bytes.extend_from_slice(&chunk);
-            if bytes.len() as u64 > limit {
-                return Err(too_long());
+        let whole = async {
+            let mut bytes = BytesMut::new();
+            while let Some(chunk) = self.chunk(&mut response).await? {
+                bytes.extend_from_slice(&chunk);
+                if bytes.len() as u64 > limit {
+                    return Err(too_long());
+                }
             }
-        }
-        Ok(bytes.freeze())
+            Ok(bytes.freeze())
+        };
+        // One byte now and then is never silence, and never an end.
+        let whole = tokio::time::timeout(WHOLE, whole).await;
+        whole.unwrap_or_else(|_| {
+            Err(Error::Unreachable {
+                host: self.host.clone(),
+                reason: format!(
+                    "no end of an answer for {}",
+                    humantime::format_duration(WHOLE)
+                ),
+            })
+        })
     }
 
     async fn within<T>(

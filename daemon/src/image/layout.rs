@@ -172,13 +172,14 @@ impl Image {
 
     /// The version for display, if the image states one.
     pub fn version(&self) -> Option<&str> {
-        let label = |name: &&str| self.labels.get(*name).map(String::as_str);
+        // It becomes part of boot entries.
+        let label = |name: &&str| self.labels.get(*name)?.lines().next();
         LABELS_VERSION.iter().find_map(label)
     }
 
     /// The release of the kernel, if the image states it.
     pub fn kernel(&self) -> Option<&str> {
-        self.labels.get(LABEL_KERNEL).map(String::as_str)
+        self.labels.get(LABEL_KERNEL)?.lines().next()
     }
 
     /// The time for display, Unix seconds: the label of the configuration, else [`Image::created`], which is
@@ -242,7 +243,14 @@ pub fn host_architecture() -> &'static str {
 }
 
 fn owned((key, value): (&String, &String)) -> (String, String) {
-    (key.clone(), value.clone())
+    (printable(key), printable(value))
+}
+
+/// Without control characters, of which a bus takes no zero and a terminal none; texts of several
+/// lines are usual.
+fn printable(text: &str) -> String {
+    let is_shown = |c: &char| !c.is_control() || matches!(c, '\n' | '\t');
+    text.chars().filter(is_shown).collect()
 }
 
 /// The labels of the configuration.
@@ -484,6 +492,24 @@ mod tests {
         let labelled = parse(&given.sealed()).unwrap();
         assert_eq!(labelled.version(), Some("2"));
         assert_eq!((labelled.created, labelled.timestamp()), (None, Some(9)));
+    }
+
+    #[test]
+    fn labels_are_fit_for_a_bus_and_a_boot_entry() {
+        let labels = [
+            ("version", "1\0\u{1b}[1m\noptions init=/x"),
+            ("a\0b", "two\nlines"),
+        ];
+        let image = parse(&image("amd64", &labels, &[b"a"])).unwrap();
+        assert_eq!(image.version(), Some("1[1m"));
+        assert_eq!(image.labels["ab"], "two\nlines");
+        let is_bad = |text: &String| text.contains(['\0', '\u{1b}']);
+        assert!(
+            !image
+                .labels
+                .iter()
+                .any(|(key, value)| is_bad(key) || is_bad(value))
+        );
     }
 
     #[test]

@@ -8,6 +8,7 @@ use oci_spec::image::{Descriptor, ImageManifest, MediaType};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::answer::shown;
 use super::layer::Compression;
 use super::layout::{LayoutError, unreadable};
 use super::reference::Digest;
@@ -169,14 +170,12 @@ impl IndexEntry {
                 architecture,
                 os,
                 variant: Some(variant),
-            }) => {
-                format!("{os}/{architecture}/{variant}")
-            }
+            }) => shown(&format!("{os}/{architecture}/{variant}")),
             Some(Platform {
                 architecture,
                 os,
                 variant: None,
-            }) => format!("{os}/{architecture}"),
+            }) => shown(&format!("{os}/{architecture}")),
             None => "an image that does not say for what".to_owned(),
         }
     }

@@ -248,7 +248,8 @@ fn open_regular(path: &Path) -> io::Result<(File, u64)> {
 /// As [`open_regular`], for what lies below `directory`.
 fn open_beneath(directory: &OwnedFd, name: &str) -> io::Result<(File, u64)> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    // What is mounted over a file there can be somebody else's.
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
     let opened = openat2(directory, name, flags, Mode::empty(), resolve);
     regular(File::from(opened.map_err(|error| match error {
         rustix::io::Errno::XDEV => io::Error::other("it leads out of what was handed over"),

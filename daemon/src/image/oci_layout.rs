@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 
 use tokio::sync::OnceCell;
 
+use super::answer::shown;
 use super::layout::{LayoutError, host_architecture, verify};
 use super::manifest::{Index, IndexEntry, select_platform};
 use super::members::{Handed, Members};
@@ -199,6 +200,6 @@ fn tags(entries: &[IndexEntry]) -> String {
     if tags.is_empty() {
         "none with a tag".to_owned()
     } else {
-        tags.join(", ")
+        shown(&tags.join(", "))
     }
 }

@@ -93,6 +93,11 @@ pub fn image_ref(image: &ImageReference) -> String {
     format!("{IMAGE_PREFIX}/{escaped}")
 }
 
+/// The ref that keeps what is here of the image with that manifest until it is deployed.
+pub fn guard_ref(manifest: &Digest) -> String {
+    format!("{BASEIMAGE_PREFIX}/{}", manifest.hex())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,7 +12,8 @@ use oci_client::{ParseError, Reference};
 pub use super::digest::Digest;
 pub use super::origin::{OriginReference, SignatureSource, parse_user_input};
 pub use super::ref_name::{
-    BASEIMAGE_PREFIX, BLOB_PREFIX, IMAGE_PREFIX, blob_ref, escape_ref, image_ref, unescape_ref,
+    BASEIMAGE_PREFIX, BLOB_PREFIX, IMAGE_PREFIX, blob_ref, escape_ref, guard_ref, image_ref,
+    unescape_ref,
 };
 
 /// Longer input is refused before anything looks at it; the longest legal reference has about 600.

@@ -129,6 +129,9 @@ impl LayerTree {
         if *path == target && self.find(&target).is_some() {
             return Ok(());
         }
+        // Its target takes as much memory as that many nodes.
+        let room = self.room.checked_sub(target.len());
+        self.room = room.ok_or(Misfit::TooMany(self.limit))?;
         self.put(path, Node::Link(target))
     }
 

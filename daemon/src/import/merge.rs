@@ -16,12 +16,10 @@ use super::label::Labeller;
 use super::objects::{Attributes, Id, S_IFLNK, S_IFMT, S_IFREG, hex};
 use super::transaction::{Transaction, load_tree, resolve};
 use super::tree::{Dir, EmptyWhiteout, lay};
-use super::{
-    CONFIG_KEY, DIGEST_KEY, IMPORTER_KEY, MANIFEST_KEY, MergeStep, Observer, guard_ref, importer,
-};
+use super::{CONFIG_KEY, DIGEST_KEY, IMPORTER_KEY, MANIFEST_KEY, MergeStep, Observer, importer};
 use crate::image::layer::{Layer, LayerKind};
 use crate::image::layout::Image;
-use crate::image::reference::{ImageReference, blob_ref, image_ref};
+use crate::image::reference::{ImageReference, blob_ref, guard_ref, image_ref};
 
 /// Files that container builders leave behind empty.
 const LEFTOVERS: [&str; 2] = ["hostname", "resolv.conf"];
@@ -55,7 +53,7 @@ pub(crate) fn merge(
     let timestamp = image.created.unwrap_or_else(now);
     let commit = transaction.write_commit(&root, base.as_deref(), &metadata(image), timestamp)?;
     transaction.set_ref(&image_ref(imgref), &commit);
-    transaction.set_ref(&guard_ref(), &commit);
+    transaction.set_ref(&guard_ref(&image.digest), &commit);
     observer.merging(MergeStep::Commit);
     transaction.commit()?;
     Ok(commit)
@@ -69,23 +67,6 @@ fn add_var(transaction: &mut Transaction<'_>, root: &mut Dir) -> Result<(), Erro
         let meta = transaction.dirmeta(&Attributes::default_directory())?;
         root.dirs.insert("var".into(), Dir::new(meta));
     }
-    Ok(())
-}
-
-/// Keeps the layers of a half-fetched image from other tools' clean-up: they look for
-/// manifests in all commits under `ostree/container/baseimage`, and keep what those name.
-pub(crate) fn write_placeholder(
-    transaction: &mut Transaction<'_>,
-    image: &Image,
-) -> Result<(), Error> {
-    let meta = transaction.dirmeta(&Attributes::default_directory())?;
-    let metadata = BTreeMap::from([
-        (DIGEST_KEY.to_owned(), image.digest.as_str().to_variant()),
-        (MANIFEST_KEY.to_owned(), image.manifest_json.to_variant()),
-    ]);
-    let metadata = metadata.to_variant();
-    let commit = transaction.write_commit(&Dir::new(meta), None, &metadata, 0)?;
-    transaction.set_ref(&guard_ref(), &commit);
     Ok(())
 }
 
@@ -155,6 +136,9 @@ fn compose(
     let mut root = base.map(|base| load_tree(repo, base)).transpose()?;
     let mut is_symlink = |id: &Id| is_type(repo, id, S_IFLNK, cancellable).map_err(Trouble::Other);
     for (layer, commit) in layers {
+        cancellable
+            .set_error_if_cancelled()
+            .during("laying layers over each other")?;
         let upper = load_tree(repo, commit)?;
         lay(&mut root, &upper, &mut is_symlink).map_err(|trouble| match trouble {
             Trouble::Whiteout(empty) => Error::Layer {

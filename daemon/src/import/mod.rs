@@ -14,6 +14,7 @@ mod commit_files;
 mod error;
 mod etc_defaults;
 mod feed;
+mod guard;
 mod image_arguments;
 mod installed;
 mod label;
@@ -56,14 +57,14 @@ pub use self::peek::{Peek, peek};
 pub use self::plan::{Plan, plan, plan_at};
 pub use self::room::{Room, room};
 
-use self::error::{During, available, repository_path};
+use self::error::{available, repository_path};
 use self::path::PathRules;
 use self::pipeline::{Lanes, Round};
 use self::plan::{Survey, has_all_layers, stored_image, survey};
 use self::transaction::{Transaction, is_complete, open, resolve};
 use crate::image::layer::{Layer, LayerKind};
 use crate::image::layout::Image;
-use crate::image::reference::{BASEIMAGE_PREFIX, Digest, ImageReference, blob_ref, image_ref};
+use crate::image::reference::{Digest, ImageReference, blob_ref, image_ref};
 use crate::image::{self, ByteStream};
 
 /// Metadata of a merge commit: the digest of the platform's manifest as it was served.
@@ -76,6 +77,8 @@ const CONFIG_KEY: &str = "ostree.container.image-config";
 const IMPORTER_KEY: &str = "ostree.importer.version";
 /// What our value of [`IMPORTER_KEY`] begins with.
 const IMPORTER: &str = "osteward-";
+/// In the commit of a plain layer: the digest of its content, which was compared.
+const DIFF_ID_KEY: &str = "osteward.diff-id";
 
 /// Opens the stream of a layer's compressed blob, from its first byte.
 pub type Fetch =
@@ -119,6 +122,8 @@ pub struct ImportRequest {
     pub image: Arc<Image>,
     /// The name under which the merge commit is kept.
     pub imgref: ImageReference,
+    /// Manifests of images that stay guarded, because somebody goes on with them later.
+    pub needed: Vec<Digest>,
     /// Gives the layers' bytes.
     pub fetch: Fetch,
     /// Is told about progress.
@@ -164,20 +169,16 @@ pub async fn import(request: ImportRequest) -> Result<Imported, Error> {
     }
 }
 
-/// The ref that keeps a pulled image from other tools' clean-up.
-fn guard_ref() -> String {
-    format!("{BASEIMAGE_PREFIX}/0")
-}
-
 /// Who wrote a commit, for humans and for `plan`.
 fn importer() -> String {
     format!("{IMPORTER}{}", env!("CARGO_PKG_VERSION"))
 }
 
 /// Metadata of the commit of a plain layer.
-fn importer_metadata() -> glib::Variant {
+fn importer_metadata(layer: &Layer) -> glib::Variant {
     let metadata = glib::VariantDict::new(None);
     metadata.insert(IMPORTER_KEY, importer());
+    metadata.insert(DIFF_ID_KEY, layer.diff_id.as_str());
     metadata.end()
 }
 
@@ -246,8 +247,8 @@ async fn run(request: &ImportRequest, stop: &Stop) -> Result<Imported, Error> {
         request.image.clone(),
         request.imgref.clone(),
     );
-    let cancellable = stop.cancellable.clone();
-    let start = blocking(move || prepare(&path, &image, &imgref, &cancellable)).await?;
+    let (needed, cancellable) = (request.needed.clone(), stop.cancellable.clone());
+    let start = blocking(move || prepare(&path, &image, &imgref, &needed, &cancellable)).await?;
     let survey = match start {
         Start::Here(commit) => {
             request.observer.total(0, 0, request.image.total_size());
@@ -353,12 +354,12 @@ fn prepare(
     path: &std::path::Path,
     image: &Image,
     imgref: &ImageReference,
+    needed: &[Digest],
     cancellable: &gio::Cancellable,
 ) -> Result<Start, Error> {
     let repo = open(path, cancellable)?;
     if let Some(commit) = stored(&repo, image, imgref, cancellable)? {
-        repo.set_ref_immediate(None, &guard_ref(), Some(&commit), Some(cancellable))
-            .during("guarding a pulled image")?;
+        guard::whole(&repo, image, &commit, needed, cancellable)?;
         return Ok(Start::Here(commit));
     }
     let survey = survey(&repo, image, cancellable)?;
@@ -371,7 +372,7 @@ fn prepare(
         });
     }
     let mut transaction = Transaction::begin(&repo, cancellable)?;
-    merge::write_placeholder(&mut transaction, image)?;
+    guard::half_fetched(&mut transaction, image, needed)?;
     for (digest, commit) in &survey.aliases {
         transaction.set_ref(&blob_ref(digest), commit);
     }

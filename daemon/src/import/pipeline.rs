@@ -26,7 +26,7 @@ use super::stream::TarStream;
 use super::tar_layer::ReadError;
 use super::transaction::{Transaction, has_all_objects, open, tmp_dir};
 use super::write_pool::WritePool;
-use super::{Fetch, Observer, importer_metadata, no_metadata, object_set, tar_layer};
+use super::{Fetch, Observer, importer_metadata, no_metadata, object_set, plan, tar_layer};
 use crate::image::layer::{Layer, LayerKind};
 use crate::image::reference::blob_ref;
 
@@ -309,7 +309,7 @@ fn write_files(
             Trouble::Write(error) => error,
         })?;
     // Without a time the same layer is always the same commit.
-    transaction.write_commit(&root, None, &importer_metadata(), 0)
+    transaction.write_commit(&root, None, &importer_metadata(layer), 0)
 }
 
 fn write_objects(
@@ -327,6 +327,12 @@ fn write_objects(
         let meta = transaction.dirmeta(&Attributes::default_directory())?;
         return transaction.write_commit(&set.tree(meta), None, &no_metadata(), 0);
     };
+    // Others' commits must not say what we have compared.
+    if plan::content_of(transaction.repo(), commit).is_some() {
+        return Err(refuse(format!(
+            "the commit {commit} claims to be a layer that osteward wrote"
+        )));
+    }
     // The chunks are in by now, so nothing of the base may be missing.
     if has_all_objects(transaction.repo(), commit, transaction.cancellable())? {
         Ok(commit.clone())

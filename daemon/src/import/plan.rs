@@ -11,7 +11,7 @@ use ostree::{gio, glib};
 
 use super::error::{During, Error};
 use super::transaction::{is_complete, resolve};
-use super::{CONFIG_KEY, DIGEST_KEY, IMPORTER, IMPORTER_KEY, MANIFEST_KEY};
+use super::{CONFIG_KEY, DIFF_ID_KEY, DIGEST_KEY, MANIFEST_KEY};
 use crate::image::layer::{Layer, LayerKind};
 use crate::image::layout::Image;
 use crate::image::reference::{Digest, IMAGE_PREFIX, blob_ref};
@@ -115,7 +115,7 @@ fn verified_contents(repo: &ostree::Repo) -> Result<HashMap<Digest, String>, Err
             if layer.kind == LayerKind::Plain
                 && layer.diff_id != layer.digest
                 && let Some(commit) = resolve(repo, &blob_ref(&layer.digest))?
-                && is_ours(repo, &commit)
+                && content_of(repo, &commit).as_deref() == Some(layer.diff_id.as_str())
             {
                 contents.insert(layer.diff_id, commit);
             }
@@ -156,16 +156,12 @@ pub(crate) fn stored_image(repo: &ostree::Repo, commit: &str) -> Option<Image> {
     Image::from_commit_metadata(&text(DIGEST_KEY)?, &text(MANIFEST_KEY)?, &config).ok()
 }
 
-/// Whether this program wrote the layer, and so compared it with its `diff_id`.
-fn is_ours(repo: &ostree::Repo, commit: &str) -> bool {
-    let Ok((variant, _)) = repo.load_commit(commit) else {
-        return false;
-    };
-    glib::VariantDict::new(Some(&variant.child_value(0)))
-        .lookup::<String>(IMPORTER_KEY)
-        .ok()
-        .flatten()
-        .is_some_and(|importer| importer.starts_with(IMPORTER))
+/// The digest of a layer's content, from the commit that we wrote when we had compared it. What an
+/// image's configuration says of its layers is only what it says.
+pub(crate) fn content_of(repo: &ostree::Repo, commit: &str) -> Option<String> {
+    let (variant, _) = repo.load_commit(commit).ok()?;
+    let metadata = glib::VariantDict::new(Some(&variant.child_value(0)));
+    metadata.lookup::<String>(DIFF_ID_KEY).ok().flatten()
 }
 
 /// Whether every layer's ref resolves to a commit that loads.

@@ -3,6 +3,7 @@
 mod databases;
 mod encapsulated;
 mod files;
+mod guards;
 mod hostile;
 mod refusals;
 mod trees;
@@ -22,6 +23,7 @@ use super::transaction::load_tree;
 use super::tree::Dir;
 use super::*;
 use crate::image::layer::Compression;
+use crate::image::reference::guard_ref;
 
 /// A tar in the making.
 struct Tar(tar::Builder<Vec<u8>>);
@@ -206,6 +208,7 @@ struct Host {
     dir: tempfile::TempDir,
     recorder: Arc<Recorder>,
     cancel: CancellationToken,
+    needed: Vec<Digest>,
 }
 
 impl Host {
@@ -224,6 +227,7 @@ impl Host {
             dir,
             recorder: Arc::default(),
             cancel: CancellationToken::new(),
+            needed: Vec::new(),
         }
     }
 
@@ -248,6 +252,7 @@ impl Host {
             repo_path: self.dir.path().to_owned(),
             image: Arc::new(test.image()),
             imgref: "docker://localhost:5000/os:1".parse().unwrap(),
+            needed: self.needed.clone(),
             fetch,
             observer: self.recorder.clone(),
             cancel: self.cancel.clone(),
@@ -306,6 +311,11 @@ impl Host {
     fn tree(&self, commit: &str) -> Dir {
         load_tree(&self.repo(), commit).unwrap()
     }
+}
+
+/// The ref that guards the image.
+fn guard(test: &TestImage) -> String {
+    guard_ref(&test.image().digest)
 }
 
 /// Serves blobs in small pieces.

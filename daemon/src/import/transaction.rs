@@ -149,6 +149,11 @@ impl<'repo> Transaction<'repo> {
         self.repo.transaction_set_ref(None, name, Some(commit));
     }
 
+    /// Removes a ref when the transaction is committed.
+    pub(crate) fn remove_ref(&self, name: &str) {
+        self.repo.transaction_set_ref(None, name, None);
+    }
+
     /// Makes everything visible, durably.
     ///
     /// Not to be cancelled: it does not take long, and half of it would be worth nothing.
@@ -231,12 +236,22 @@ pub(crate) fn tmp_dir(repo: &ostree::Repo) -> PathBuf {
 pub(crate) fn load_tree(repo: &ostree::Repo, commit: &str) -> Result<Dir, Error> {
     let (variant, _) = repo.load_commit(commit).during("loading a commit")?;
     let (tree, meta) = (id_at(&variant, 6)?, id_at(&variant, 7)?);
-    load_dir(repo, &tree, meta, 0)
+    let mut room = ENTRIES_MAX;
+    load_dir(repo, &tree, meta, 0, &mut room)
 }
 
-/// The depth is bounded because an image can bring its directories as objects; paths of
-/// tars become a little longer on their way in.
-fn load_dir(repo: &ostree::Repo, tree: &Id, meta: Id, depth: usize) -> Result<Dir, Error> {
+/// Most entries of a tree; images of whole systems have some hundred thousand.
+const ENTRIES_MAX: usize = 4_000_000;
+
+/// Depth and number are bounded because an image can bring its directories as objects, one of
+/// which can be in many places; paths of tars become a little longer on their way in.
+fn load_dir(
+    repo: &ostree::Repo,
+    tree: &Id,
+    meta: Id,
+    depth: usize,
+    room: &mut usize,
+) -> Result<Dir, Error> {
     if depth > DEPTH_MAX + 8 {
         return Err(corrupt());
     }
@@ -245,16 +260,20 @@ fn load_dir(repo: &ostree::Repo, tree: &Id, meta: Id, depth: usize) -> Result<Di
         .during("loading a directory")?;
     let mut dir = Dir::new(meta);
     let files = variant.child_value(0);
+    let dirs = variant.child_value(1);
+    let left = room.checked_sub(files.n_children() + dirs.n_children());
+    *room = left.ok_or_else(corrupt)?;
     for index in 0..files.n_children() {
         let file = files.child_value(index);
         dir.files.insert(name_at(&file)?, id_at(&file, 1)?);
     }
-    let dirs = variant.child_value(1);
     for index in 0..dirs.n_children() {
         let child = dirs.child_value(index);
         let (tree, meta) = (id_at(&child, 1)?, id_at(&child, 2)?);
-        dir.dirs
-            .insert(name_at(&child)?, load_dir(repo, &tree, meta, depth + 1)?);
+        dir.dirs.insert(
+            name_at(&child)?,
+            load_dir(repo, &tree, meta, depth + 1, room)?,
+        );
     }
     Ok(dir)
 }
@@ -372,9 +391,11 @@ mod tests {
             write_metadata(&repo, ObjectType::DirTree, &id, &variant, &cancellable).unwrap();
             tree = Some(id);
             if depth == DEPTH_MAX {
-                assert!(load_dir(&repo, &id, meta, 0).is_ok());
+                assert!(load_dir(&repo, &id, meta, 0, &mut 1000).is_ok());
+                assert!(load_dir(&repo, &id, meta, 0, &mut DEPTH_MAX.div_euclid(2)).is_err());
             }
         }
-        assert!(load_dir(&repo, &tree.unwrap(), meta, 0).is_err());
+        let mut room = usize::MAX;
+        assert!(load_dir(&repo, &tree.unwrap(), meta, 0, &mut room).is_err());
     }
 }

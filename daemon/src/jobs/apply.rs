@@ -8,7 +8,7 @@
 //! too: another tool may have changed what boots next.
 
 use super::progress::Phase;
-use super::{Fact, Job, Outcome, Reboot, soft_reboot};
+use super::{Fact, Job, Outcome, Reboot, reboot_required, soft_reboot};
 use crate::error::Error;
 use crate::image::reference::Digest;
 use crate::observe::logind;
@@ -30,6 +30,12 @@ pub(super) async fn run(
     if soft {
         job.check_cancelled()?;
         soft_reboot::prepare(job, &snapshot, next).await?;
+        // That may have waited for the sysroot lock.
+        if let Err(error) = ask_inhibitors(job, ignore_inhibitors).await {
+            soft_reboot::take_back(job).await;
+            return Err(error);
+        }
+        reboot_required::withdraw(job).await;
     }
     let way = Way {
         soft,
@@ -42,6 +48,7 @@ pub(super) async fn run(
     };
     if asked.is_err() && soft {
         soft_reboot::take_back(job).await;
+        reboot_required::tell(job).await;
     }
     asked?;
     let reboot = if soft { "soft-reboot" } else { "reboot" };
@@ -111,6 +118,16 @@ async fn ask_inhibitors(job: &Job, ignore_inhibitors: bool) -> Result<(), Error>
             holder.who, holder.why
         )));
     }
+    // When the job was asked for, nobody else was; whoever came since was not considered.
+    if let Some(uid) = job.alone
+        && job.logind.others_are_logged_in(uid).await?
+    {
+        return Err(Error::Inhibited(
+            "others have logged in since this was asked for; what is staged stays staged, and \
+             an administrator can apply it nevertheless"
+                .into(),
+        ));
+    }
     let objections = job.logind.shutdown_inhibitors().await?;
     if !ignore_inhibitors && let Some(logind::Inhibitor { who, why, .. }) = objections.first() {
         return Err(Error::Inhibited(format!(
@@ -123,10 +140,10 @@ async fn ask_inhibitors(job: &Job, ignore_inhibitors: bool) -> Result<(), Error>
 async fn reboot(job: &Job, way: Way) -> Result<(), Error> {
     job.progress.point_of_no_return();
     job.check_cancelled()?;
-    if way.soft {
-        job.logind.soft_reboot(way.ignore_inhibitors).await?;
-    } else {
-        job.logind.reboot().await?;
-    }
-    Ok(())
+    let how = logind::Reboot {
+        soft: way.soft,
+        ignore_inhibitors: way.ignore_inhibitors,
+        systemd: job.systemd.version().await,
+    };
+    Ok(job.logind.reboot(how).await?)
 }

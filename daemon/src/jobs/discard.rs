@@ -1,7 +1,7 @@
 //! `Discard`: remove what the caller names, and say how much that frees.
 
 use super::progress::Phase;
-use super::{Discardable, Fact, Facts, Job, Outcome, bound};
+use super::{Discardable, Fact, Facts, Job, Outcome, bound, reboot_required};
 use crate::error::Error;
 use crate::sysroot::{Deployment, Discarded, ImageCleanup, Lock, Slot, Snapshot};
 
@@ -40,6 +40,7 @@ pub(super) async fn remove(
         job.check_cancelled()?;
         job.progress.say("removing deployments");
         deployments = lock.undeploy(doomed).await?;
+        reboot_required::tell(job).await;
     }
     job.progress.part(0.3);
     job.progress.say("removing images and objects");

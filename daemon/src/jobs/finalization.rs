@@ -5,7 +5,7 @@
 //! sysroot lock.
 
 use super::progress::Phase;
-use super::{Fact, Job, Outcome, manage};
+use super::{Fact, Job, Outcome, manage, reboot_required};
 use crate::error::Error;
 use crate::image::reference::Digest;
 use crate::sysroot::{Deployment, Lock, Slot, Snapshot};
@@ -69,5 +69,6 @@ async fn turn(job: &Job, lock: &Lock, staged: &Deployment, locked: bool) -> Resu
     job.progress.point_of_no_return();
     job.check_cancelled()?;
     lock.set_finalization(staged.id.clone(), locked).await?;
+    reboot_required::tell(job).await;
     Ok(true)
 }

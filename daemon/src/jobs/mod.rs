@@ -10,6 +10,7 @@ mod bound;
 mod cached;
 mod check;
 mod discard;
+pub mod downloads;
 mod finalization;
 mod kargs;
 pub mod log;
@@ -17,6 +18,7 @@ mod manage;
 pub mod packages;
 pub mod progress;
 pub mod rate;
+mod reboot_required;
 mod rollback;
 mod room;
 mod simulate;
@@ -42,6 +44,7 @@ use crate::record::last_check::LastCheck;
 use crate::record::{self, Quarantine};
 use crate::state::Command;
 use crate::sysroot::Sysroot;
+use downloads::Download;
 use packages::Packages;
 use progress::{Phases, Progress, phases};
 
@@ -275,6 +278,8 @@ pub struct Candidate {
     pub image: Arc<Image>,
     /// The reference it was found under.
     pub reference: ImageReference,
+    /// When the registry said so, in seconds since 1970; zero for what is known from disk.
+    pub found_at: u64,
     /// Layers that are missing here; `None` = not known.
     pub layers_missing: Option<u32>,
     /// Compressed bytes that are missing here; `None` = not known.
@@ -312,6 +317,8 @@ pub struct Job {
     pub inhibitors: Inhibitors,
     /// Nobody waits for it.
     pub background: bool,
+    /// It may reboot only while nobody but this user is logged in.
+    pub alone: Option<u32>,
     /// Where to say how far it is.
     pub progress: Progress,
     /// Fires when somebody cancels.
@@ -322,6 +329,8 @@ pub struct Job {
     pub found: tokio::sync::watch::Sender<Option<Candidate>>,
     /// What is known about packages in images, and where more goes.
     pub packages: Packages,
+    /// What it fetches, for other jobs to know.
+    pub download: Download,
 }
 
 impl Job {

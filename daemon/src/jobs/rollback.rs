@@ -5,7 +5,7 @@
 //! host on the newer image with the older one not offered, never the other way round.
 
 use super::progress::Phase;
-use super::{Fact, Job, Outcome, Reboot, apply, now};
+use super::{Fact, Job, Outcome, Reboot, apply, now, reboot_required};
 use crate::error::Error;
 use crate::image::reference::Digest;
 use crate::record::Reason;
@@ -92,6 +92,7 @@ pub(super) async fn run(
         return Err(error.into());
     }
     drop(lock);
+    reboot_required::tell(job).await;
     let mut facts = vec![
         ("changed", Fact::Flag(true)),
         ("deployment", Fact::Deployment(target.id.clone())),
@@ -162,6 +163,7 @@ pub(super) async fn cancel(job: &Job) -> Result<Outcome, Error> {
     job.progress.point_of_no_return();
     job.check_cancelled()?;
     lock.boot_next(booted.id.clone()).await?;
+    reboot_required::tell(job).await;
     if let Some(digest) = booted.digest() {
         forget(job, digest.to_string()).await;
     }

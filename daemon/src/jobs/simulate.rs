@@ -3,6 +3,7 @@
 //! Invariants: nothing is written and no lock is taken, so it may run beside a job that writes;
 //! what is not known before the image is here is left out, and never guessed.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -89,6 +90,8 @@ async fn subject(
     }
     let origin = source::tracked(snapshot)?;
     let found = job.found.borrow().clone();
+    // A switch that was only downloaded is found too, and is no update of this host.
+    let found = found.filter(|found| found.reference == origin.image);
     let mut known = found.map(|found| found.image);
     if known.is_none() {
         known = snapshot.cached_update.clone().map(Arc::new);
@@ -199,19 +202,24 @@ async fn compare(
     let same_arguments = added.is_empty() && removed.is_empty();
     facts.push(("kernel-arguments-added", Fact::Texts(added)));
     facts.push(("kernel-arguments-removed", Fact::Texts(removed)));
-    let conflicts = conflicts(job, booted, &commit).await?;
-    for conflict in conflicts
-        .iter()
-        .filter(|one| one.outcome == etc::Outcome::Blocked)
-    {
-        obstacles.push(format!(
-            "/etc/{} is a file on one side and a directory on the other, so the update could not \
-             be finalized; move it away first",
-            conflict.path.display()
-        ));
+    let Conflicts { named, unnamed } = conflicts(job, booted, &commit).await?;
+    let count = named.len() + unnamed.len();
+    let is_blocked = |one: &&Conflict| one.outcome == etc::Outcome::Blocked;
+    let places = named.iter().filter(is_blocked);
+    let mut places: Vec<String> = places
+        .map(|one| format!("/etc/{}", one.path.display()))
+        .collect();
+    if unnamed.iter().any(|one| is_blocked(&one)) {
+        places.push("something in a directory of /etc that only its owner may list".into());
     }
-    facts.push(("etc-conflict-count", Fact::Number(conflicts.len() as u64)));
-    facts.push(("etc-conflicts", Fact::Pairs(told(&conflicts))));
+    obstacles.extend(places.into_iter().map(|place| {
+        format!(
+            "{place} is a file on one side and a directory on the other, so the update could not \
+             be finalized; move it away first"
+        )
+    }));
+    facts.push(("etc-conflict-count", Fact::Number(count as u64)));
+    facts.push(("etc-conflicts", Fact::Pairs(told(&named))));
     let reboot = match staged {
         Some(staged) => soft_reboot::obstacle(job, snapshot, staged).await.is_none(),
         None => {
@@ -234,20 +242,33 @@ fn told(conflicts: &[Conflict]) -> Vec<(String, String)> {
     .collect()
 }
 
+/// What the merge of /etc meets. Everybody can read what a job found, so what not everybody may
+/// list is not named.
+struct Conflicts {
+    named: Vec<Conflict>,
+    unnamed: Vec<Conflict>,
+}
+
 /// The /etc of what runs now is what libostree merges into that of the new deployment.
-async fn conflicts(job: &Job, booted: &Deployment, commit: &str) -> Result<Vec<Conflict>, Error> {
+async fn conflicts(job: &Job, booted: &Deployment, commit: &str) -> Result<Conflicts, Error> {
     let (path, commit) = (job.sysroot.repo_path(), commit.to_owned());
     let (defaults, current): (PathBuf, PathBuf) = (
         booted.directory.join("usr/etc"),
         booted.directory.join("etc"),
     );
-    let look = move || -> Result<Vec<Conflict>, Error> {
+    let look = move || -> Result<Conflicts, Error> {
         let new = EtcDefaults::open(&path, &commit)?;
-        let changes = etc::changes(&defaults, &current, Sight::All);
-        let conflicts = changes.and_then(|changes| {
-            etc::conflicts(&changes, &Directory(defaults), &Directory(current), &new)
-        });
-        conflicts.map_err(|error| Error::Internal(format!("/etc cannot be compared: {error}")))
+        let compare = || -> std::io::Result<Conflicts> {
+            let public = etc::changes(&defaults, &current, Sight::Public)?;
+            let public: HashSet<PathBuf> = public.into_iter().map(|change| change.path).collect();
+            let changes = etc::changes(&defaults, &current, Sight::All)?;
+            let (defaults, current) = (Directory(defaults), Directory(current));
+            let conflicts = etc::conflicts(&changes, &defaults, &current, &new)?;
+            let is_public = |one: &Conflict| public.contains(&one.path);
+            let (named, unnamed) = conflicts.into_iter().partition(is_public);
+            Ok(Conflicts { named, unnamed })
+        };
+        compare().map_err(|error| Error::Internal(format!("/etc cannot be compared: {error}")))
     };
     let found = tokio::task::spawn_blocking(look).await;
     found.map_err(|error| Error::Internal(error.to_string()))?

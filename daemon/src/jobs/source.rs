@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 
-use super::{Candidate, Job, progress::Phase};
+use super::{Candidate, Job, now, progress::Phase};
 use crate::error::Error;
 use crate::image::here::{Here, Invocation, RunTool, ToolError};
 use crate::image::layout::{Image, host_architecture};
@@ -96,12 +96,14 @@ pub(super) async fn resolve(
     }
     let source = Source::open(&reference, &registry_config(job))?;
     let image = find(job, &source, digest).await?;
+    let found_at = now();
     let plan = plan(job, image.clone()).await?;
     // What was asked for by digest may be old; only what the reference means is an offer.
     if digest.is_none() {
         job.found.send_replace(Some(Candidate {
             image: image.clone(),
             reference: origin.image.clone(),
+            found_at,
             layers_missing: Some(plan.missing.len() as u32),
             download_size: Some(plan.download_size()),
         }));

@@ -7,7 +7,7 @@
 use super::progress::Phase;
 use super::source::Found;
 use super::upgrade::{Decision, Pull, decide, is_quarantined, refuse_beside_rollback};
-use super::{Fact, Facts, Job, bound, kargs, room};
+use super::{Fact, Facts, Job, bound, kargs, reboot_required, room};
 use crate::error::Error;
 use crate::sysroot::{ImageCleanup, Lock};
 
@@ -63,7 +63,7 @@ pub(super) async fn stage(
     }
     job.progress
         .enter(Phase::Cleaning, "removing what is no longer needed");
-    if let Err(error) = clean_up(job, &lock, staged.locked).await {
+    if let Err(error) = clean_up(job, &lock, found, staged.locked).await {
         tracing::warn!(%error, "clean-up after staging failed; osteward discard unreferenced tries again");
     }
     facts.push(("deployment", Fact::Deployment(staged.id())));
@@ -73,18 +73,20 @@ pub(super) async fn stage(
     Ok(())
 }
 
-/// From here on a reboot switches to it.
+/// From here on a reboot switches to it, unless it is locked.
 pub(super) async fn staged_now(job: &Job) {
     job.progress.point_of_no_return();
     if let Err(error) = job.systemd.arm_finalization().await {
         tracing::warn!(%error, "it is staged; a reboot very soon may not switch to it");
     }
+    reboot_required::tell(job).await;
 }
 
 /// What is locked is off the list after any reboot; its download stays for the next try.
-async fn clean_up(job: &Job, lock: &Lock, locked: bool) -> Result<(), Error> {
+async fn clean_up(job: &Job, lock: &Lock, found: &Found, locked: bool) -> Result<(), Error> {
     if !locked {
-        lock.release_download(&job.cancel).await?;
+        let manifest = &found.image.digest;
+        lock.release_download(manifest, &job.cancel).await?;
     }
     lock.clean_up(ImageCleanup::Unreferenced, &job.cancel)
         .await?;

@@ -11,7 +11,7 @@ use super::progress::Phase;
 use super::source::{self, Archive, Found};
 use super::{
     Fact, Facts, Job, Outcome, Reboot, apply, bound, cached, direction, finalization, packages,
-    room, staging,
+    reboot_required, room, staging,
 };
 use crate::error::{Error, ROLLBACK_PENDING};
 use crate::image::layout::Image;
@@ -244,6 +244,8 @@ async fn nothing_to_pull(
     };
     let locked = pull.lock.unwrap_or(staged.locked);
     let changed = locked != staged.locked && finalization::of_image(job, digest, locked).await?;
+    // Whoever staged it may not have got so far.
+    reboot_required::tell(job).await;
     let mut facts = facts_of(job, found, changed);
     facts.push(("deployment", Fact::Deployment(staged.id.clone())));
     facts.push(("locked", Fact::Flag(locked)));
@@ -298,6 +300,7 @@ async fn import(job: &Job, found: &Found, is_here: bool) -> Result<import::Impor
         } else {
             source::bring_out(job, found).await?
         },
+        needed: job.download.begin(&found.image.digest),
         imgref: found.origin.image.canonical(),
         fetch: Arc::new(move |layer: &_| {
             let (source, layer) = (source.clone(), Clone::clone(layer));

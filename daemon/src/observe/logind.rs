@@ -13,18 +13,61 @@ use zbus::OwnedObjectPath;
 /// explains: it was sent before, and only has to be handed over.
 const ANNOUNCEMENT: Duration = Duration::from_secs(1);
 
-/// Flags of `RebootWithFlags`: respect inhibitors although root asks; leave the kernel alone.
+/// Flags of `RebootWithFlags`: respect inhibitors although root asks; leave the kernel alone;
+/// overrule inhibitors, which since [`ROOT_IS_ASKED_SINCE`] root has to say.
 const ROOT_CHECK_INHIBITORS: u64 = 1;
 const SOFT_REBOOT: u64 = 4;
+const SKIP_INHIBITORS: u64 = 16;
+const ROOT_IS_ASKED_SINCE: u32 = 257;
 
-/// logind did not answer.
+/// The host is not rebooted.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("systemd-logind does not answer, so the host is not rebooted: {0}")]
-pub struct Error(String);
+pub enum Error {
+    /// logind did not answer.
+    #[error("systemd-logind does not answer, so the host is not rebooted: {0}")]
+    Silent(String),
+    /// Somebody forbade it after we had looked who does.
+    #[error("somebody forbids the reboot: {0}; what is staged stays staged")]
+    Inhibited(String),
+}
 
 impl From<zbus::Error> for Error {
     fn from(error: zbus::Error) -> Self {
-        Self(error.to_string())
+        let text = error.to_string();
+        let is_forbidden = match &error {
+            zbus::Error::FDO(fdo) => matches!(**fdo, zbus::fdo::Error::AccessDenied(_)),
+            zbus::Error::MethodError(name, ..) => {
+                name.as_str() == "org.freedesktop.login1.BlockedByInhibitorLock"
+            }
+            _ => false,
+        };
+        match is_forbidden {
+            true => Self::Inhibited(text),
+            false => Self::Silent(text),
+        }
+    }
+}
+
+/// How to go down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reboot {
+    /// Into the root that is prepared, and without the kernel; needs a systemd that knows it.
+    pub soft: bool,
+    /// Whatever inhibitors say.
+    pub ignore_inhibitors: bool,
+    /// The version of systemd; `None` if it is not known.
+    pub systemd: Option<u32>,
+}
+
+impl Reboot {
+    fn flags(self) -> u64 {
+        let soft = if self.soft { SOFT_REBOOT } else { 0 };
+        let is_asked = self.systemd.is_some_and(|it| it >= ROOT_IS_ASKED_SINCE);
+        soft | match (self.ignore_inhibitors, is_asked) {
+            (false, _) => ROOT_CHECK_INHIBITORS,
+            (true, true) => SKIP_INHIBITORS,
+            (true, false) => 0,
+        }
     }
 }
 
@@ -47,7 +90,6 @@ pub struct Inhibitor {
 trait Manager {
     fn list_inhibitors(&self) -> zbus::Result<Vec<(String, String, String, String, u32, u32)>>;
     fn list_sessions(&self) -> zbus::Result<Vec<(String, u32, String, String, OwnedObjectPath)>>;
-    fn reboot(&self, interactive: bool) -> zbus::Result<()>;
     fn reboot_with_flags(&self, flags: u64) -> zbus::Result<()>;
     #[zbus(signal)]
     fn prepare_for_shutdown(&self, start: bool) -> zbus::Result<()>;
@@ -87,24 +129,17 @@ impl Logind {
         Ok(sessions.iter().any(|(_, owner, ..)| *owner != uid))
     }
 
-    /// Reboots, without asking anybody.
+    /// Reboots. logind looks at the inhibitors once more, so that none is overlooked that
+    /// came after we did.
     ///
     /// logind goes down with the host, now and then before it has answered; by then it has
     /// announced the shutdown, and that counts as its answer.
-    pub async fn reboot(&self) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// When somebody forbids it, or logind does not answer.
+    pub async fn reboot(&self, how: Reboot) -> Result<(), Error> {
         let manager = self.manager().await?;
-        going_down(&manager, manager.reboot(false)).await
-    }
-
-    /// As [`Logind::reboot`], into the root that is prepared and without the kernel. Needs a
-    /// systemd that knows it.
-    pub async fn soft_reboot(&self, ignore_inhibitors: bool) -> Result<(), Error> {
-        let manager = self.manager().await?;
-        let flags = match ignore_inhibitors {
-            true => SOFT_REBOOT,
-            false => SOFT_REBOOT | ROOT_CHECK_INHIBITORS,
-        };
-        going_down(&manager, manager.reboot_with_flags(flags)).await
+        going_down(&manager, manager.reboot_with_flags(how.flags())).await
     }
 }
 
@@ -128,4 +163,27 @@ async fn going_down(
         return Ok(());
     }
     Err(error.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inhibitors_are_overruled_only_by_who_says_so() {
+        let flags = |soft, ignore_inhibitors, systemd| {
+            let how = Reboot {
+                soft,
+                ignore_inhibitors,
+                systemd,
+            };
+            how.flags()
+        };
+        assert_eq!(flags(false, false, Some(257)), 1);
+        assert_eq!(flags(true, false, None), 5);
+        assert_eq!(flags(false, true, Some(256)), 0);
+        assert_eq!(flags(false, true, None), 0);
+        assert_eq!(flags(false, true, Some(257)), 16);
+        assert_eq!(flags(true, true, Some(258)), 20);
+    }
 }

@@ -56,7 +56,15 @@ impl<'a> Call<'a> {
         };
         let uid = auth::require(self.connection, &self.header, actions, &details).await?;
         let caller = Caller { uid, ..self.caller };
-        let job = engine.submit(request, caller, self.terms).await;
+        // Root is asked for nothing.
+        let is_alone = uid != 0
+            && actions.contains(&Action::Apply)
+            && !actions.contains(&Action::ApplyMultipleSessions);
+        let terms = Terms {
+            alone: is_alone.then_some(uid),
+            ..self.terms
+        };
+        let job = engine.submit(request, caller, terms).await;
         let job = job.map_err(|error| error.to_bus())?;
         publisher.sync().await;
         Ok(translate::job_path(job))

@@ -21,14 +21,7 @@ use crate::image::here;
 use crate::inhibit::{Held, Inhibitor, What};
 
 /// What this version can do beside the always-there members of the API.
-const FEATURES: [&str; 6] = [
-    "switch",
-    "finalization-lock",
-    "kargs",
-    "simulate",
-    "diff-etc",
-    "package-diff",
-];
+const FEATURES: [&str; 5] = ["switch", "kargs", "simulate", "diff-etc", "package-diff"];
 
 /// The object.
 #[derive(Debug)]
@@ -44,7 +37,7 @@ impl Manager {
     }
 }
 
-/// `Features`: ours, and what the running libostree and the host's tools add.
+/// `Features`: ours, and what the sysroot, the running libostree and the host's tools add.
 pub(super) fn features(status: &Status) -> Vec<String> {
     let libostree = status
         .snapshot()

@@ -195,6 +195,7 @@ pub(super) fn terms(options: &Common) -> Result<Terms, Error> {
         queue,
         background: options.background.unwrap_or(false),
         priority,
+        alone: None,
     })
 }
 

@@ -155,6 +155,10 @@ fn kernel_of(repo: &ostree::Repo, commit: &str) -> BTreeSet<KernelFile> {
 
 fn children(directory: &gio::File) -> Vec<gio::File> {
     let flags = gio::FileQueryInfoFlags::NOFOLLOW_SYMLINKS;
+    // libostree aborts the process when it is to list what is there and no directory.
+    if directory.query_file_type(flags, gio::Cancellable::NONE) != gio::FileType::Directory {
+        return Vec::new();
+    }
     let listed = directory.enumerate_children("standard::name", flags, gio::Cancellable::NONE);
     let Ok(listed) = listed else {
         return Vec::new();
@@ -239,6 +243,38 @@ mod tests {
         assert_eq!((*need, *have, place.as_str()), (8, 7, "/boot"));
         let text = error.to_string();
         assert!(text.contains("8 bytes") && text.contains("/boot"), "{text}");
+    }
+
+    #[test]
+    fn what_is_no_directory_has_no_kernels() {
+        let directory = tempfile::tempdir().unwrap();
+        let repo = ostree::Repo::new_for_path(directory.path().join("repo"));
+        let nothing = gio::Cancellable::NONE;
+        repo.create(ostree::RepoMode::BareUser, nothing).unwrap();
+        let tree = directory.path().join("tree");
+        let modules = tree.join("usr/lib/modules/6.1");
+        fs::create_dir_all(&modules).unwrap();
+        fs::write(modules.join("vmlinuz"), vec![0; 10]).unwrap();
+        std::os::unix::fs::symlink("nowhere", modules.join("dtb")).unwrap();
+        let commit = |tree: &Path| {
+            let mutable = ostree::MutableTree::new();
+            let tree = gio::File::for_path(tree);
+            let transaction = repo.auto_transaction(nothing).unwrap();
+            repo.write_directory_to_mtree(&tree, &mutable, None, nothing)
+                .unwrap();
+            let root = repo.write_mtree(&mutable, nothing).unwrap();
+            let root = root.downcast::<ostree::RepoFile>().unwrap();
+            let commit = repo.write_commit(None, None, None, None, &root, nothing);
+            transaction.commit(nothing).unwrap();
+            commit.unwrap()
+        };
+        let kernel = kernel_of(&repo, &commit(&tree));
+        let names: Vec<&Path> = kernel.iter().map(|(name, ..)| name.as_path()).collect();
+        assert_eq!(names, [Path::new("vmlinuz")]);
+
+        fs::remove_dir_all(tree.join("usr/lib/modules")).unwrap();
+        fs::write(tree.join("usr/lib/modules"), "a file").unwrap();
+        assert!(kernel_of(&repo, &commit(&tree)).is_empty());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::reachable::Reachable;
 use super::{Error, Lock, snapshot};
 use crate::image::reference::{
     BASEIMAGE_PREFIX, BLOB_PREFIX, Digest, IMAGE_PREFIX, ImageReference, OriginReference, blob_ref,
-    image_ref, unescape_ref,
+    guard_ref, image_ref, unescape_ref,
 };
 
 /// Refs that any tool may use to keep an image (ours are below this too).
@@ -89,14 +89,16 @@ impl Lock {
         .await
     }
 
-    /// Lets go of the ref that kept a download alive until it was staged.
-    pub async fn release_download(&self, cancel: &CancellationToken) -> Result<(), Error> {
-        self.change(cancel, |sysroot, cancellable| {
+    /// Lets go of the ref that kept the download of that manifest alive until it was staged.
+    pub async fn release_download(
+        &self,
+        manifest: &Digest,
+        cancel: &CancellationToken,
+    ) -> Result<(), Error> {
+        let guard = guard_ref(manifest);
+        self.change(cancel, move |sysroot, cancellable| {
             let repo = sysroot.repo();
-            for name in refs_below(&repo, BASEIMAGE_PREFIX)?.keys() {
-                repo.set_ref_immediate(None, name, None, Some(cancellable))?;
-            }
-            Ok(())
+            Ok(repo.set_ref_immediate(None, &guard, None, Some(cancellable))?)
         })
         .await
     }
@@ -216,7 +218,7 @@ fn doomed_refs(
         .collect();
     let layers = refs_below(repo, BLOB_PREFIX)?
         .into_keys()
-        .filter(|name| !needed.contains(name))
+        .filter(|name| is_layer(name) && !needed.contains(name))
         .collect();
     Ok(Doomed {
         downloads,
@@ -235,6 +237,17 @@ fn is_understood(name: &str) -> bool {
     escaped
         .and_then(|escaped| unescape_ref(escaped).ok())
         .is_some_and(|image| image.parse::<ImageReference>().is_ok())
+}
+
+/// Whether the name is that of a layer that osteward could have fetched; by other algorithms other
+/// tools name theirs, and which image needs those is not known here.
+fn is_layer(name: &str) -> bool {
+    let escaped = name
+        .strip_prefix(BLOB_PREFIX)
+        .and_then(|name| name.strip_prefix('/'));
+    escaped
+        .and_then(|escaped| unescape_ref(escaped).ok())
+        .is_some_and(|digest| digest.parse::<Digest>().is_ok())
 }
 
 fn origin_image_ref(deployment: &ostree::Deployment) -> Option<String> {
@@ -329,7 +342,7 @@ mod tests {
         repo.create(ostree::RepoMode::BareUser, NOTHING).unwrap();
         let booted = commit(&repo, "ostree/0/1/0", &["both", "booted"]);
         let tracked = commit(&repo, &name("os"), &["both", "new"]);
-        let ours = format!("{BASEIMAGE_PREFIX}/0");
+        let ours = guard_ref(&digest("manifest"));
         repo.set_ref_immediate(None, &ours, Some(&tracked), NOTHING)
             .unwrap();
         commit(&repo, &name("old"), &["old"]);
@@ -337,6 +350,8 @@ mod tests {
         commit(&repo, "rpmostree/base/0", &["rpm"]);
         let foreign = format!("{IMAGE_PREFIX}/docker-daemon_3A_localhost/os");
         commit(&repo, &foreign, &["foreign"]);
+        // Of another algorithm, which no reference here is read with.
+        commit(&repo, &format!("{BLOB_PREFIX}/sha512_3A_00"), &["both"]);
         let deployed = Deployed {
             commits: vec![booted.clone()],
             images: HashMap::from([(name("os"), booted.clone())]),

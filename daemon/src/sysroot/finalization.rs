@@ -36,6 +36,16 @@ fn has_key(root: &Path) -> bool {
     record.lookup::<bool>(KEY).ok().flatten() == Some(true)
 }
 
+/// Whether a lock can be made below `root`, as far as that can be told without making one.
+pub(super) fn can_be_made(root: &Path, symbols: &Symbols) -> bool {
+    let file = root.join(FILE);
+    let there = file
+        .ancestors()
+        .find(|path| path.symlink_metadata().is_ok());
+    let is_writable = |path| rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok();
+    symbols.knows_finalization_key() || there.is_some_and(is_writable)
+}
+
 /// The lock of a deployment that is about to be staged.
 #[derive(Debug)]
 pub(super) struct Coming {
@@ -187,6 +197,19 @@ mod tests {
         assert!(!is_locked(root.path(), &old));
         Coming::prepare(root.path(), &old, true).unwrap().staged();
         assert!(is_locked(root.path(), &old));
+    }
+
+    #[test]
+    fn whether_a_lock_can_be_made_is_known_before() {
+        let (old, new) = (Symbols::of_2022_7(), Symbols::of_2023_8());
+        let root = root_with(None, false);
+        assert!(can_be_made(root.path(), &old));
+        make(&root.path().join(FILE)).unwrap();
+        assert!(can_be_made(root.path(), &old), "there is one");
+        remove(&root.path().join(FILE)).unwrap();
+        std::os::unix::fs::symlink("/no/such/directory", root.path().join(FILE)).unwrap();
+        assert!(!can_be_made(root.path(), &old));
+        assert!(can_be_made(root.path(), &new), "it has a key instead");
     }
 
     #[test]

@@ -95,7 +95,7 @@ pub struct Snapshot {
     pub pulled: Vec<Digest>,
     /// Why the last finalization failed, if it did.
     pub finalize_failure: Option<FinalizeFailure>,
-    /// Features of the running libostree.
+    /// Features of the running libostree, and whether a finalization lock can be made.
     pub features: Vec<&'static str>,
 }
 
@@ -182,6 +182,10 @@ pub(super) fn take(
         .tracking()
         .and_then(|tracking| super::cached_update::read(&repo, &tracking.checksum));
     snapshot.pulled = pulled(&repo);
+    let can_lock = finalization::can_be_made(root, symbols);
+    snapshot
+        .features
+        .extend(can_lock.then_some("finalization-lock"));
     Ok(snapshot)
 }
 

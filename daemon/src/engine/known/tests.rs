@@ -99,6 +99,7 @@ fn joining_adopts_and_resumes() {
         priority: 3,
         background: true,
         queue: true,
+        alone: None,
     };
     job.join(JobId(1), 2, higher);
     assert!(!job.awaits_its_turn() && job.terms.background);

@@ -63,6 +63,9 @@ impl Task {
 
     /// Whether the job may begin now, or wait.
     fn let_in(&self, request: &Request, terms: Terms, uid: u32) -> Result<(), Error> {
+        if request.is_read() {
+            self.jobs.check_readers(uid)?;
+        }
         match self.admit(request, self.state()) {
             Err(Error::Busy(_)) if !terms.background && self.jobs.would_make_way() => {
                 // What only fetches changes no deployment: the state now is what it will be.
@@ -121,9 +124,16 @@ impl Task {
         }
     }
 
+    /// No number is given twice, also while the counter cannot be kept.
+    fn next_number(&mut self) -> u64 {
+        let number = record::next_job_number(&self.parts.runtime_directory, self.last_number);
+        self.last_number = number;
+        number
+    }
+
     /// Makes the job, which waits.
     fn add(&mut self, request: Request, caller: Caller, terms: Terms) -> JobId {
-        let id = JobId(record::next_job_number(&self.parts.runtime_directory));
+        let id = JobId(self.next_number());
         tracing::info!(
             OSTEWARD_JOB = id.0,
             OSTEWARD_KIND = request.kind(),
@@ -163,11 +173,13 @@ impl Task {
             systemd: self.parts.systemd.clone(),
             inhibitors: self.inhibitors.clone(),
             background: known.terms.background,
+            alone: known.terms.alone,
             progress: known.progress.clone(),
             cancel,
             last_check: self.chronicle.last_check().cloned(),
             found: self.found.clone(),
             packages: self.packages.clone(),
+            download: self.downloads.of(id.0),
         };
         // While it waited, others may have changed it.
         let before = entry::next_boot(&self.snapshot());
@@ -235,6 +247,7 @@ impl Task {
     /// It is over for good; the world is told when `look` is done.
     fn end(&mut self, job: JobId, result: Result<Outcome, Error>, look: u64) {
         self.jobs.ending(job);
+        self.downloads.ended(job.0);
         self.ending.push(Ending {
             job,
             result,
@@ -320,15 +333,17 @@ impl Task {
         };
         let found = self.found.borrow().clone().map(|found| {
             let digest = found.image.digest.to_string();
-            (digest, found.reference.to_string())
+            (digest, found.reference.to_string(), found.found_at)
         });
         let before = || {
             let check = self.chronicle.last_check().cloned();
-            check.map(|check| (check.digest, check.reference))
+            check.map(|check| (check.digest, check.reference, check.time))
         };
-        let (digest, reference) = found.or_else(before).unwrap_or_default();
+        let (digest, reference, found_at) = found.or_else(before).unwrap_or_default();
+        // What a job did after it had asked may have taken hours.
+        let time = if error.is_none() { found_at } else { now() };
         self.chronicle.checked(LastCheck {
-            time: now(),
+            time,
             error,
             digest,
             reference,

@@ -194,7 +194,7 @@ async fn a_damaged_object_fails_the_base() {
         matches!(&error, Error::Layer { reason, .. } if reason.contains("is really")),
         "{error}"
     );
-    assert_eq!(host.refs(), [guard_ref()]);
+    assert_eq!(host.refs(), [guard(&test)]);
     assert!(host.repo().load_commit(&base).is_err());
     host.fsck();
 }

@@ -95,7 +95,7 @@ async fn a_file_that_cannot_fit_is_refused_before_it_is_written() {
         matches!(&error, Error::NoSpace { need: SIZE, have, .. } if *have > 0),
         "{error}"
     );
-    assert_eq!(host.refs(), [guard_ref()]);
+    assert_eq!(host.refs(), [guard(&test)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -117,7 +117,7 @@ async fn damaged_blobs_are_refused() {
             matches!(error, Error::DigestMismatch { .. }),
             "{damage}: {error}"
         );
-        assert_eq!(host.refs(), [guard_ref()], "{damage}");
+        assert_eq!(host.refs(), [guard(&test)], "{damage}");
     }
 }
 
@@ -128,7 +128,7 @@ async fn content_that_the_configuration_does_not_promise_is_refused() {
     let mut host = Host::new();
     let error = host.import(&test).await.unwrap_err();
     assert!(matches!(error, Error::DiffIdMismatch { .. }), "{error}");
-    assert_eq!(host.refs(), [guard_ref()]);
+    assert_eq!(host.refs(), [guard(&test)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -165,6 +165,7 @@ async fn what_was_finished_before_a_failure_is_kept() {
         repo_path: host.dir.path().to_owned(),
         image: Arc::new(test.image()),
         imgref: "oci:/x".parse().unwrap(),
+        needed: Vec::new(),
         fetch,
         observer: host.recorder.clone(),
         cancel: host.cancel.clone(),

@@ -63,12 +63,13 @@ async fn other_tools_find_what_they_read() {
         .iter()
         .map(|layer| blob_ref(&layer.digest))
         .collect();
-    expected.push("ostree/container/baseimage/osteward/0".to_owned());
+    let guard = format!("ostree/container/baseimage/osteward/{}", image.digest.hex());
+    expected.push(guard.clone());
     expected.push("ostree/container/image/docker_3A__2F__2F_localhost_3A_5000/os_3A_1".to_owned());
     expected.sort();
     assert_eq!(host.refs(), expected);
     assert_eq!(
-        resolve(&host.repo(), &guard_ref()).unwrap(),
+        resolve(&host.repo(), &guard).unwrap(),
         Some(imported.commit)
     );
 }
