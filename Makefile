@@ -9,8 +9,8 @@
 #   make test-boot            machines that boot, update, lose power (BOOT= picks some)
 #   make vm                   a machine to try it on, in this terminal (MACHINE=, SUITE=)
 #   make soak N=200           as many power cuts, at random instants (SEED= repeats them),
-#                             as many operations of each client of a crowd, and as
-#                             many kills of the daemon
+#                             as many seconds of a crowd of clients, as many kills of the
+#                             daemon, and as many upgrades with others cleaning up beside
 #   make lint                 formatting, clippy, licences and sources of dependencies
 #   make bench                measurements, printed
 #   make advisories           known holes in dependencies (fetches a database)
@@ -37,8 +37,9 @@ fishdir = $(PREFIX)/share/fish/vendor_completions.d
 docdir = $(PREFIX)/share/doc/osteward
 
 target = $(or $(CARGO_TARGET_DIR),target)
-# What is installed: the test machines of developers get the quick build.
+# What is installed; the suite's machines get what is optimised less.
 programs = $(target)/release
+lab = $(target)/lab
 # Manual pages and completions, which `make` writes.
 manuals = $(target)/manuals
 oracle = tests/oracle/Cargo.toml
@@ -134,22 +135,25 @@ test-units: deps manuals
 BOOT ?=
 .PHONY: test-boot
 test-boot: deps boot-programs
-	OSTEWARD_BIN_DIR='$(abspath $(programs))' $(as_root) \
+	OSTEWARD_BIN_DIR='$(abspath $(lab))' $(as_root) \
 		$(CARGO) test $(CARGOFLAGS) -p osteward-tests --test boot -- $(BOOT)
 
 N ?= 200
 SEED ?=
 .PHONY: soak
 soak: deps boot-programs
-	OSTEWARD_BIN_DIR='$(abspath $(programs))' \
+	OSTEWARD_BIN_DIR='$(abspath $(lab))' \
 		OSTEWARD_CUTS=$(N) $(SEED:%=OSTEWARD_SEED=%) $(as_root) \
 		$(CARGO) test $(CARGOFLAGS) -p osteward-tests --test boot -- power-cuts
-	OSTEWARD_BIN_DIR='$(abspath $(programs))' \
-		OSTEWARD_CROWD_OPERATIONS=$(N) $(SEED:%=OSTEWARD_CROWD_SEED=%) $(as_root) \
+	OSTEWARD_BIN_DIR='$(abspath $(lab))' \
+		OSTEWARD_CROWD_SECONDS=$(N) $(SEED:%=OSTEWARD_CROWD_SEED=%) $(as_root) \
 		$(CARGO) test $(CARGOFLAGS) -p osteward-tests --test crowd -- --nocapture
-	OSTEWARD_BIN_DIR='$(abspath $(programs))' \
+	OSTEWARD_BIN_DIR='$(abspath $(lab))' \
 		OSTEWARD_KILLS=$(N) $(SEED:%=OSTEWARD_KILLS_SEED=%) $(as_root) \
 		$(CARGO) test $(CARGOFLAGS) -p osteward-tests --test kills -- --nocapture
+	OSTEWARD_BIN_DIR='$(abspath $(lab))' \
+		OSTEWARD_VERSIONS=$(N) $(SEED:%=OSTEWARD_VERSIONS_SEED=%) $(as_root) \
+		$(CARGO) test $(CARGOFLAGS) -p osteward-tests --test beside -- cleaning_up --nocapture
 
 # A machine of the suite for whoever types at it: MACHINE is uml, container or qemu.
 MACHINE ?= uml
@@ -162,7 +166,7 @@ vm: deps manuals
 # What the suite finds built, so that its files are not root's.
 .PHONY: boot-programs
 boot-programs: manuals
-	$(CARGO) build $(CARGOFLAGS) --release -p ostewardd -p osteward
+	$(CARGO) build $(CARGOFLAGS) --profile lab -p ostewardd -p osteward
 	$(build_oracle)
 
 .PHONY: lint

@@ -12,6 +12,9 @@ use crate::update::sound;
 /// What the image of each version brings, with its number at the end.
 const BROUGHT: &str = "lab.version=";
 
+/// libostree's record of what is staged.
+const STAGED: &str = "/run/ostree/staged-deployment";
+
 /// What libostree and the machines themselves add.
 const NOT_OF_ENTRY: [&str; 3] = ["ostree=", "osteward.", "systemd.show_status="];
 
@@ -81,4 +84,49 @@ pub(crate) fn merged(case: &mut Case<'_>) -> Result<()> {
         Ok(())
     })?;
     case.step("the repository is sound", sound)
+}
+
+/// Another tool's note in a boot entry, of which arguments are its own.
+const FOREIGN: &str = "x-options-source-lab lab.owned=1";
+
+/// Changes all boot entries, behind the daemon's back. libostree reads them when it is loaded.
+fn change_entries(machine: &mut Machine, script: &str) -> Result<()> {
+    let script = format!(
+        "set -e; mount -o remount,rw /boot; {script} /boot/loader/entries/*.conf
+        systemctl stop ostewardd"
+    );
+    machine.ok(&script).map(drop)
+}
+
+/// What other tools note in boot entries goes from deployment to deployment: libostree takes it
+/// over from the entry of what runs, osteward from what is staged to what is staged in its place.
+/// That holds since libostree 2026.1; older ones forget such keys at each finalization.
+pub(crate) fn foreign_keys(case: &mut Case<'_>) -> Result<()> {
+    let origin = Origin::of(case)?;
+    let staged = format!("grep --text --quiet 'x-options-source-lab' {STAGED}");
+    case.step("what runs has one, and so has what is staged", |machine| {
+        change_entries(machine, &format!("sed -i '$a{FOREIGN}'"))?;
+        origin.publish("v2")?;
+        done(machine, "upgrade")?;
+        machine.ok(&staged).map(drop)
+    })?;
+    case.step(
+        "it is still there when that is staged once more",
+        |machine| {
+            // Now what is staged is the only one that has it.
+            change_entries(machine, "sed -i '/^x-options-source-lab/d'")?;
+            done(machine, "kargs --append lab.mine=1")?;
+            expect_status(machine, "staged 2, booted 1")?;
+            machine.ok(&staged).map(drop)
+        },
+    )?;
+    case.step("the entry that boots has it", |machine| {
+        apply(machine)?;
+        expect_status(machine, "booted 2, rollback 1")?;
+        let entries = |text| format!("cd /boot/loader/entries; grep -lF '{text}' *.conf");
+        let booted = machine.ok(&entries(" lab.mine=1"))?;
+        let marked = machine.ok(&entries(FOREIGN))?;
+        ensure!(marked == booted, "in {marked}, not in {booted}");
+        Ok(())
+    })
 }

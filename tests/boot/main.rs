@@ -10,6 +10,7 @@ use std::sync::{Arc, LazyLock};
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Trial};
 use osteward_tests::bootable::{Bootable, Installer, Suite, prepare, work_dir};
+use osteward_tests::chance::number;
 use osteward_tests::machine::{Kind, network};
 use osteward_tests::suite::{Case, Report};
 
@@ -104,6 +105,11 @@ const SCENARIOS: &[Scenario] = &[
         run: arguments::merged,
     },
     Scenario {
+        topic: "foreign-keys",
+        on: CONTAINER,
+        run: arguments::foreign_keys,
+    },
+    Scenario {
         topic: "soft-reboot",
         on: CONTAINER,
         run: soft::reboot,
@@ -184,23 +190,14 @@ const SCENARIOS: &[Scenario] = &[
 ];
 
 /// How many power cuts there are in all: `OSTEWARD_CUTS`, or this.
-const CUTS: u32 = 50;
-
-/// A number that the environment may have.
-fn number(name: &str) -> Result<Option<u64>> {
-    let text = std::env::var(name).ok();
-    let number = text.map(|text| text.parse().with_context(|| format!("{name}={text}")));
-    number.transpose()
-}
+const CUTS: u64 = 50;
 
 /// A half of the cuts, on one of two machines; `OSTEWARD_SEED` repeats a run.
 fn cut_half(case: &mut Case<'_>, half: u32) -> Result<()> {
     static CHOSEN: LazyLock<u64> = LazyLock::new(|| fastrand::u64(..1_000_000));
-    let cuts = match number("OSTEWARD_CUTS")? {
-        Some(cuts) => u32::try_from(cuts).context("too many cuts")?,
-        None => CUTS,
-    };
-    let seed = number("OSTEWARD_SEED")?.unwrap_or_else(|| *CHOSEN);
+    let cuts = number("OSTEWARD_CUTS", CUTS)?;
+    let cuts = u32::try_from(cuts).context("too many cuts")?;
+    let seed = number("OSTEWARD_SEED", *CHOSEN)?;
     // Each half has images of its own.
     power::cuts(case, (cuts + half) / 2, seed, half * 100_000)
 }

@@ -29,7 +29,10 @@ pub(crate) fn reboot(case: &mut Case<'_>) -> Result<()> {
             let status = expect_status(machine, "staged 2, booted 1")?;
             ensure!(status.0["reboot-required"] == "reboot", "{:#}", status.0);
             machine.ok("test ! -e /run/nextroot")?;
-            done(machine, "discard staged").map(drop)
+            let said = machine.ok("cat /run/reboot-required")?;
+            ensure!(said.contains("required for image: sha256:"), "{said}");
+            done(machine, "discard staged")?;
+            machine.ok("test ! -e /run/reboot-required").map(drop)
         },
     )?;
     let version = case.step("an image with the same ones needs no other", |machine| {
@@ -54,7 +57,8 @@ pub(crate) fn reboot(case: &mut Case<'_>) -> Result<()> {
         ensure!(machine.ok("cat /usr/lib/lab/version")? == version);
         let kept = machine.ok("cat /etc/lab/local.conf /var/lib/lab-data")?;
         ensure!(kept == "local\ndata", "{kept}");
-        Ok(())
+        // /run is what it was before.
+        machine.ok("test ! -e /run/reboot-required").map(drop)
     })?;
     let wanted = format!("booted {version}, rollback 1");
     case.step("osteward says so, too", |machine| {

@@ -1,7 +1,10 @@
 //! The way there and back: version 1, version 2, version 1.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Result, ensure};
 use osteward_tests::machine::Machine;
+use osteward_tests::packages::{self, Installed};
 use osteward_tests::suite::Case;
 
 use crate::arguments::{running, updated};
@@ -50,6 +53,9 @@ pub(crate) fn upgrade(case: &mut Case<'_>) -> Result<()> {
         ensure!(ended.code == 10 && ended.document["update"]["version"] == "2");
         Ok(())
     })?;
+    let (packages, told) = case.step("diff tells which packages differ", |machine| {
+        Ok((installed(machine)?, told(machine, "")?))
+    })?;
     case.step("upgrade stages it; what runs stays as it is", |machine| {
         // Where libostree has it, it may be slower than a reboot: osteward must not rely on it.
         machine.ok(
@@ -85,8 +91,14 @@ pub(crate) fn upgrade(case: &mut Case<'_>) -> Result<()> {
         ensure!(version_of_files(machine)? == "2");
         let now = running(machine)?;
         ensure!(now == arguments, "{now:?} is not {arguments:?}");
-        let package = machine.ok("dpkg-query --show --showformat '${Version}' lab-greeting")?;
-        ensure!(package == "2.0", "{package}");
+        Ok(())
+    })?;
+    case.step("dpkg lists what diff told", |machine| {
+        let differ = differences(&packages, &installed(machine)?);
+        ensure!(differ == ["lab-greeting all 1.0 2.0"], "{differ:?}");
+        ensure!(told == differ, "told: {told:?}, dpkg's: {differ:?}");
+        let told = self::told(machine, "rollback booted")?;
+        ensure!(told == differ, "told afterwards: {told:?}");
         Ok(())
     })?;
     case.step(
@@ -99,6 +111,38 @@ pub(crate) fn upgrade(case: &mut Case<'_>) -> Result<()> {
     })?;
     mounts(case)?;
     case.step("the repository is sound", sound)
+}
+
+/// What is installed, by dpkg's own word.
+fn installed(machine: &mut Machine) -> Result<Installed> {
+    let format = "${Package} ${Architecture} ${Version} ${db:Status-Status}\\n";
+    let list = format!("dpkg-query --show --showformat '{format}' | sed -n 's/ installed$//p'");
+    packages::installed(&machine.ok(&list)?)
+}
+
+/// Name, architecture, old and new version of each package that is not the same.
+fn differences(old: &Installed, new: &Installed) -> Vec<String> {
+    let both: BTreeSet<_> = old.keys().chain(new.keys()).collect();
+    let differ = both.into_iter().filter(|key| old.get(key) != new.get(key));
+    let line = |key: &(String, String)| {
+        let version = |of: &Installed| of.get(key).cloned().unwrap_or_default();
+        format!("{} {} {} {}", key.0, key.1, version(old), version(new))
+    };
+    differ.map(line).collect()
+}
+
+/// The same, as `osteward diff WORDS` tells it.
+fn told(machine: &mut Machine, words: &str) -> Result<Vec<String>> {
+    let document = machine.json(&format!("osteward diff --json {words}"))?;
+    ensure!(document["level"] == "full", "{document:#}");
+    let packages = document["packages"].as_array().into_iter().flatten();
+    let words = ["name", "architecture", "old", "new"];
+    let line = |package: &serde_json::Value| {
+        words
+            .map(|word| package[word].as_str().unwrap_or("?").to_owned())
+            .join(" ")
+    };
+    Ok(packages.map(line).collect())
 }
 
 /// Edits of every sort, for the merge to keep.

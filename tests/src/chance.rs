@@ -1,6 +1,21 @@
-//! Chance that can be repeated: numbers from the environment, and dice that begin with one.
+//! Chance that can be repeated: numbers from the environment, seeds that are told, and dice that
+//! begin with one.
+
+use std::fmt::Display;
+use std::io::Write as _;
 
 use anyhow::{Context, Result};
+
+/// A line for whoever reads the log, past the capture of tests that pass. It begins with the
+/// name of the test, which is that of libtest's thread for it.
+///
+/// # Errors
+/// When standard output is closed.
+pub fn tell(text: impl Display) -> Result<()> {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or_default();
+    writeln!(std::io::stdout(), "{test}: {text}").context("writing to standard output")
+}
 
 /// The number in an environment variable, or `default`.
 ///
@@ -11,6 +26,17 @@ pub fn number(variable: &str, default: u64) -> Result<u64> {
         Ok(text) => text.parse().with_context(|| format!("{variable}={text}")),
         Err(_) => Ok(default),
     }
+}
+
+/// The number in an environment variable, which repeats a run, or one that nobody chose. Tells
+/// which it is.
+///
+/// # Errors
+/// As [`number`] and [`tell`].
+pub fn seed(variable: &str) -> Result<u64> {
+    let seed = number(variable, fastrand::u64(..1_000_000))?;
+    tell(format_args!("{variable}={seed}"))?;
+    Ok(seed)
 }
 
 /// splitmix64: the same seed, the same rolls.

@@ -1,6 +1,6 @@
 //! A logind that only takes notes: its part of the bus, played by the harness.
 //!
-//! Invariant: nothing reboots; every call of `Reboot` that is not refused is remembered.
+//! Invariant: nothing reboots; every call of `RebootWithFlags` that is not refused is remembered.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -25,6 +25,9 @@ pub enum Announcing {
     /// It has not: it crashed.
     Nothing,
 }
+
+/// The one flag that is played.
+const RESPECT_INHIBITORS: u64 = 1;
 
 #[derive(Debug, Default)]
 struct Notes {
@@ -57,17 +60,24 @@ impl Manager {
         lock(&self.notes).sessions.clone()
     }
 
-    async fn reboot(
+    async fn reboot_with_flags(
         &self,
-        interactive: bool,
+        flags: u64,
         #[zbus(connection)] connection: &Connection,
         #[zbus(signal_emitter)] emitter: SignalEmitter<'_>,
     ) -> zbus::fdo::Result<()> {
-        if interactive {
-            return Err(zbus::fdo::Error::InvalidArgs("nobody is there".into()));
-        }
         let vanishes = {
             let mut notes = lock(&self.notes);
+            let mut inhibitors = notes.inhibitors.iter();
+            // As systemd before 257, which overrules them for root unless asked not to.
+            let is_forbidden =
+                inhibitors.any(|(what, .., mode, _, _)| what == "shutdown" && mode == "block");
+            if flags == RESPECT_INHIBITORS && is_forbidden {
+                return Err(zbus::fdo::Error::AccessDenied("an inhibitor".into()));
+            }
+            if flags & !RESPECT_INHIBITORS != 0 {
+                return Err(zbus::fdo::Error::InvalidArgs(format!("flags {flags}")));
+            }
             if notes.refuses {
                 return Err(zbus::fdo::Error::Failed("not now".into()));
             }
@@ -135,12 +145,12 @@ impl Logind {
         lock(&self.notes).sessions = users.iter().map(session).collect();
     }
 
-    /// From now on every call of `Reboot` fails, or none.
+    /// From now on every call of `RebootWithFlags` fails, or none.
     pub fn refuse_reboots(&self, refuses: bool) {
         lock(&self.notes).refuses = refuses;
     }
 
-    /// The next call of `Reboot` gets no answer: it takes the service off the bus.
+    /// The next call of `RebootWithFlags` gets no answer: it takes the service off the bus.
     pub fn vanish_at_reboot(&self, announcing: Announcing) {
         lock(&self.notes).vanishes = Some(announcing);
     }

@@ -14,7 +14,11 @@ use crate::process::{command, finish, run};
 /// Version by name and architecture, as a package manager lists them.
 pub type Installed = BTreeMap<(String, String), String>;
 
-fn installed(list: &str) -> Result<Installed> {
+/// Reads such a list: name, architecture and version in each line.
+///
+/// # Errors
+/// With a line that is something else.
+pub fn installed(list: &str) -> Result<Installed> {
     let lines = list.lines().map(|line| {
         let words: Vec<_> = line.split(' ').collect();
         let [name, arch, version] = words[..] else {

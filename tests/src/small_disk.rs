@@ -104,17 +104,23 @@ impl Ballast {
     pub fn leaving(directory: &Path, left: u64) -> Result<Self> {
         let ballast = Self(directory.join("ballast"));
         let file = fs::File::create(&ballast.0)?;
+        let block = rustix::fs::statvfs(directory)?.f_frsize;
         let mut size = 0;
-        // What a large file takes besides its content is not known before.
+        // What a large file takes besides its content is not known before, and what was removed
+        // is free for good only when that is on the disk.
         loop {
+            rustix::fs::syncfs(&file)?;
             let excess = free(directory)?.saturating_sub(left);
-            let step = excess.min((excess / 2).max(64 << 10));
-            if excess < 8192 {
+            if excess < block {
                 return Ok(ballast);
             }
-            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), size, step)
-                .context("filling the disk")?;
-            size += step;
+            let step = excess.min((excess / 2).max(64 << 10));
+            match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), size, step) {
+                Ok(()) => size += step,
+                // The last block may be needed to note where the others are.
+                Err(rustix::io::Errno::NOSPC) if excess < 8 * block => return Ok(ballast),
+                Err(error) => return Err(error).context("filling the disk"),
+            }
         }
     }
 }

@@ -326,6 +326,36 @@ mod authorization {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn whoever_logs_in_before_the_reboot_counts() -> Result<()> {
+        let (_polkit, mut host) = boot().await?;
+        let throttle = Relay::before(&mut host)?;
+        throttle.allow(600_000);
+        let logind = Logind::start(&host.bus).await?;
+        logind.log_in(&[UNPRIVILEGED_UID]);
+        let user = connect_as(&host.bus, UNPRIVILEGED_UID).await?;
+        let mut listener = Listener::new(&user).await?;
+        let options = UpgradeOptions {
+            apply: Some("reboot".into()),
+            ..because("upgrade-unverified apply")
+        };
+        let proxy = Host::proxy(&user).await?;
+        let job = proxy.upgrade(&options).await?;
+        listener.wait_for_phase(&job, "downloading").await?;
+        logind.log_in(&[UNPRIVILEGED_UID, 1000]);
+        throttle.resume();
+        let ended = listener.end(&job).await?.failed("Inhibited")?;
+        ensure!(ended.error_message.contains("logged in"), "{ended:?}");
+        assert_eq!(logind.reboots(), 0);
+        assert!(host.sandbox.deployments()?.iter().any(|one| one.staged));
+
+        logind.log_in(&[UNPRIVILEGED_UID]);
+        let job = proxy.upgrade(&options).await?;
+        listener.end(&job).await?.succeeded()?;
+        assert_eq!(logind.reboots(), 1);
+        Ok(())
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn meddling_needs_its_own_actions() -> Result<()> {
         let (_polkit, mut host) = boot().await?;
         let throttle = Relay::before(&mut host)?;

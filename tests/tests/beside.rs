@@ -1,14 +1,17 @@
 //! Other tools change the host while a job runs: `ostree admin` deploys, undeploys and pins,
 //! bootc's own code cleans up. Nobody's change is undone, nothing is damaged, and no job goes by
 //! what it saw before.
+//!
+//! `OSTEWARD_VERSIONS` says how many upgrades are cleaned up beside at random times,
+//! `OSTEWARD_VERSIONS_SEED` when.
 
 #[cfg(test)]
 mod beside {
     use std::sync::atomic::{AtomicBool, Ordering};
-    use std::time::{SystemTime, UNIX_EPOCH};
 
     use anyhow::{Context, Result, ensure};
     use osteward_dbus::options::{DiscardOptions, RollbackOptions, UpgradeOptions};
+    use osteward_tests::chance::{Dice, number, seed, tell};
     use osteward_tests::client;
     use osteward_tests::host::Host;
     use osteward_tests::image::{Compression, Layer, Written};
@@ -232,40 +235,27 @@ mod beside {
         host.sandbox.fsck()
     }
 
-    /// Numbers that look like chance; the same ones for the same seed.
-    fn numbers(seed: u64) -> impl FnMut(u64) -> u64 {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        move |below| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 24) % below
-        }
-    }
-
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn cleaning_up_at_any_time_of_an_upgrade_damages_nothing() -> Result<()> {
-        let set = std::env::var("OSTEWARD_SEED").ok();
-        let set = set.map(|seed| seed.parse()).transpose()?;
-        let since = SystemTime::now().duration_since(UNIX_EPOCH)?;
-        let seed: u64 = set.unwrap_or(since.as_secs());
-        println!("OSTEWARD_SEED={seed}");
-        let mut number = numbers(seed);
+        let versions = number("OSTEWARD_VERSIONS", 3)?;
+        let seed = seed("OSTEWARD_VERSIONS_SEED")?;
+        let mut dice = Dice(seed);
         let mut host = settled().await?;
         let mut relay = Relay::before(&mut host)?;
         let replace = UpgradeOptions {
             replace_staged: Some(true),
             ..Default::default()
         };
-        for version in ["3", "4", "5"] {
+        let last = 2 + versions;
+        for version in (3..=last).map(|version| version.to_string()) {
             let layers = (0..4).map(|at| plain(&format!("{version}-{at}"), 1 << 20));
-            let image = host.publish(&host.next_image(version, layers))?;
+            let image = host.publish(&host.next_image(&version, layers))?;
             let connection = host.connect().await?;
             let mut listener = Listener::new(&connection).await?;
-            relay.pace((1 << 20) + number(4 << 20));
+            relay.pace((1 << 20) + dice.roll(4 << 20));
             let job = Host::proxy(&connection).await?.upgrade(&replace).await?;
             let (repo, sysroot) = (host.sandbox.repo(), host.sandbox.sysroot().to_owned());
-            let (over, layers_only) = (AtomicBool::new(false), number(2) == 0);
+            let (over, layers_only) = (AtomicBool::new(false), dice.coin());
             let ended = std::thread::scope(|scope| {
                 let cleaning = scope.spawn(|| -> Result<u32> {
                     let mut times = 0;
@@ -290,7 +280,7 @@ mod beside {
                 over.store(true, Ordering::Relaxed);
                 let times = cleaning.join();
                 let times = times.map_err(|_| anyhow::anyhow!("the thread broke"))??;
-                println!("version {version}: cleaned up {times} times");
+                tell(format_args!("version {version}: cleaned up {times} times"))?;
                 ended
             });
             let ended = ended?.succeeded().with_context(|| format!("seed {seed}"))?;
@@ -303,7 +293,7 @@ mod beside {
         host.reboot()?;
         let booted = host.sandbox.booted()?.checksum;
         assert_eq!(host.sandbox.root_tree(&booted)?, tree);
-        assert_eq!(shown(&host)?, "booted 5, rollback 2");
+        assert_eq!(shown(&host)?, format!("booted {last}, rollback 2"));
         Ok(())
     }
 }

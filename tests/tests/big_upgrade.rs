@@ -2,12 +2,12 @@
 
 #[cfg(test)]
 mod big_upgrade {
-    use std::io::Write;
     use std::time::{Duration, Instant};
 
     use anyhow::{Context, Result};
     use osteward_dbus::options::{NoOptions, UpgradeOptions};
     use osteward_tests::big_image::{VERSION, big_image};
+    use osteward_tests::chance::tell;
     use osteward_tests::client;
     use osteward_tests::daemon::Daemon;
     use osteward_tests::host::Host;
@@ -69,9 +69,7 @@ mod big_upgrade {
         let took = start.elapsed();
         let ended = ended.succeeded()?;
         answers.sort();
-        // Past the capture of passing tests: these numbers are for whoever reads the log.
-        writeln!(
-            std::io::stdout(),
+        tell(format_args!(
             "{tag}: {} bytes in {} layers, staged in {took:.1?}; phases {:?}; {} progress updates\n\
              {tag}: daemon's peak memory {} KiB (allowed {MEMORY})\n\
              {tag}: Host.Status meanwhile: median {:?}, slowest {:?} of {}; \
@@ -84,17 +82,16 @@ mod big_upgrade {
             answers[answers.len() / 2],
             answers[answers.len() - 1],
             answers.len(),
-        )?;
+        ))?;
         assert_eq!(ended.value::<String>("digest")?, image.digest);
         let ours = oracle::query(&host.sandbox.repo(), &host.source())?.context("no image")?;
         let start = Instant::now();
         let theirs = host.oracle_tree()?;
-        writeln!(
-            std::io::stdout(),
+        tell(format_args!(
             "{tag}: root tree {} (ostree-ext took {:.1?})",
             theirs.0,
             start.elapsed()
-        )?;
+        ))?;
         assert_eq!((ours.root_contents, ours.root_metadata), theirs);
         assert!(peak(host)? < MEMORY, "too much memory");
         Ok(())

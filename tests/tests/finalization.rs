@@ -274,10 +274,14 @@ mod finalization {
         let refused = refused.failed("NotSupported")?;
         assert!(refused.error_message.contains("lock"), "{refused:?}");
         assert_eq!(host.sandbox.deployments()?.len(), 1);
+        let told = client::ask(&host.sandbox, &host.bus, &["doctor"])?;
+        assert!(told.stdout.contains("no update can be staged"), "{told:?}");
         fs::remove_file(&file).context("the link is gone")?;
         let ended = host.upgrade_with(&lock(true)).await?.succeeded()?;
         assert_eq!(ended.value::<u64>("fetched-bytes")?, 0, "it is kept");
         assert!(is_locked(&host).await?);
+        let told = client::ask(&host.sandbox, &host.bus, &["doctor"])?;
+        assert!(!told.stdout.contains("no update can be staged"), "{told:?}");
         let both = UpgradeOptions {
             apply: Some("reboot".into()),
             ..lock(true)

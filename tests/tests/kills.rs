@@ -12,7 +12,7 @@ mod kills {
 
     use anyhow::{Context, Result, ensure};
     use osteward_dbus::options::{DiscardOptions, NoOptions, UpgradeOptions};
-    use osteward_tests::chance::{Dice, number};
+    use osteward_tests::chance::{Dice, number, seed, tell};
     use osteward_tests::host::Host;
     use osteward_tests::image::{Layer, Written};
     use osteward_tests::job::Listener;
@@ -267,7 +267,7 @@ mod kills {
         let mut victim = Victim::new(seed).await?;
         let commits = victim.calibrate().await?;
         let before = unfinished(&victim.settled.host)?;
-        println!("an upgrade takes {:?}", victim.length);
+        tell(format_args!("an upgrade takes {:?}", victim.length))?;
         let (mut phases, mut done, mut late) = (BTreeMap::<String, u32>::new(), 0, 0);
         // So many that one phase was missed only by chance: a few more, then.
         let most = if kills >= MANY { 2 * kills } else { kills };
@@ -286,7 +286,9 @@ mod kills {
                 victim.look().await?;
             }
         }
-        println!("{done} kills: {phases:?}, and {late} too late");
+        tell(format_args!(
+            "{done} kills: {phases:?}, and {late} too late"
+        ))?;
         let missed = missed(&phases);
         ensure!(kills < MANY || missed.is_empty(), "never in {missed:?}");
 
@@ -318,9 +320,8 @@ mod kills {
     /// Every second kill, on a host of its own: two use a machine better than one.
     async fn half(number_of_host: u64) -> Result<()> {
         let kills = number("OSTEWARD_KILLS", KILLS)?;
-        let seed = number("OSTEWARD_KILLS_SEED", fastrand::u64(..1_000_000))?;
+        let seed = seed("OSTEWARD_KILLS_SEED")?;
         let repeat = format!("OSTEWARD_KILLS={kills} OSTEWARD_KILLS_SEED={seed}");
-        println!("host {number_of_host}: {repeat}");
         let ended = killed(kills.div_ceil(2), seed + number_of_host).await;
         ended.context(repeat)
     }

@@ -5,7 +5,7 @@
 mod neighbours {
     use std::collections::HashSet;
     use std::fs;
-    use std::time::{Duration, Instant};
+    use std::time::{Duration, Instant, UNIX_EPOCH};
 
     use anyhow::{Context, Result, ensure};
     use futures_util::StreamExt;
@@ -179,6 +179,29 @@ mod neighbours {
         admin(&["undeploy", "1"])?;
         changes.until(HOST, "RollbackDeployment", is_none).await?;
         assert_eq!(proxy.deployments().await?, [booted]);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn changes_are_told_where_the_path_unit_of_bootc_looks() -> Result<()> {
+        let host = settled().await?;
+        let directory = host.sandbox.sysroot().join("ostree/bootc");
+        fs::create_dir_all(&directory)?;
+        let connection = host.connect().await?;
+        let proxy = Host::proxy(&connection).await?;
+        let mut listener = Listener::new(&connection).await?;
+        let long_ago = UNIX_EPOCH + Duration::from_secs(1);
+        host.publish(&host.next_image("3", [layer("third")]))?;
+        for change in ["rollback", "cancel-rollback", "upgrade"] {
+            fs::File::open(&directory)?.set_modified(long_ago)?;
+            let job = match change {
+                "rollback" => proxy.rollback(&Default::default()).await?,
+                "upgrade" => proxy.upgrade(&Default::default()).await?,
+                _ => proxy.cancel_rollback(&Default::default()).await?,
+            };
+            listener.end(&job).await?.succeeded()?;
+            assert!(fs::metadata(&directory)?.modified()? > long_ago, "{change}");
+        }
         Ok(())
     }
 

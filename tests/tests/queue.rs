@@ -207,14 +207,17 @@ mod queue {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_background_download_makes_way_and_loses_nothing() -> Result<()> {
         // In the background one layer comes after the other: the first one and a bit.
-        let (_host, relay, connection) = boot(LAYER + A_BIT_OF_A_LAYER).await?;
+        let (host, relay, connection) = boot(LAYER + A_BIT_OF_A_LAYER).await?;
+        let between = host.publish(&host.next_image("3", [plain(9)]))?;
+        let newest = host.publish(&host.next_image("4", (0..4).map(plain)))?;
         let mut witness = Witness::new(connection.clone()).await?;
-        let host = Host::proxy(&connection).await?;
+        let mut listener = Listener::new(&connection).await?;
+        let proxy = Host::proxy(&connection).await?;
         let options = DownloadOptions::default().with_common(Common {
             background: Some(true),
             ..Common::default()
         });
-        let download = host.download(&options).await?;
+        let download = proxy.download(&options).await?;
         let has_layer = |now: &JobInfo| now.layers_done > 0 && now.phase == "downloading";
         let before = until(&mut witness, &download, has_layer).await?;
         assert!(before.background);
@@ -223,19 +226,32 @@ mod queue {
             background: Some(true),
             ..queued()
         };
-        let patient = discard(&connection, "cache", other).await?;
+        let patient = discard(&connection, "unreferenced", other).await?;
         assert_eq!(info(&connection, &patient).await?.state, "queued");
         assert_eq!(info(&connection, &download).await?.state, "running");
 
-        let urgent = discard(&connection, "staged", Common::default()).await?;
-        let ended = witness.follow(&urgent, Dict::new()).await?;
-        assert_eq!(ended.finished.0, "succeeded", "{ended:?}");
+        // It fetches and stages another image, and removes what nothing needs.
+        let urgent = UpgradeOptions {
+            digest: Some(between.digest),
+            ..UpgradeOptions::default()
+        };
+        let urgent = proxy.upgrade(&urgent).await?;
+        until(&mut witness, &download, |now| now.state == "queued").await?;
+        let before = relay.requests().len();
         relay.resume();
-        let ended = witness.follow(&download, Dict::new()).await;
-        let now = info(&connection, &download).await?;
-        assert_eq!(now.state, "succeeded", "{ended:?} {now:?}");
+        listener.end(&urgent).await?.succeeded()?;
+        let now = until(&mut witness, &download, |now| now.finished_at > 0).await?;
+        assert_eq!(now.state, "succeeded", "{now:?}");
         assert!(now.bytes_cached >= LAYER - 40_000, "{now:?}");
         assert!(now.layers_done == now.layers_total, "{now:?}");
+        let later = relay.requests().split_off(before);
+        let asked = |layer: &String| later.iter().any(|request| request.path.ends_with(layer));
+        let plain = newest.layers.last_chunk::<4>().context("no layers")?;
+        assert_eq!(plain.each_ref().map(asked), [false, true, true, true]);
+        // What was staged needs no guard, and what waits to be staged does.
+        let hex = newest.digest.replace("sha256:", "");
+        let guard = format!("ostree/container/baseimage/osteward/{hex}");
+        assert_eq!(host.sandbox.refs("ostree/container/baseimage/")?, [guard]);
         let lines = job(&connection, &download)
             .await?
             .get_log(&NoOptions {})
@@ -244,7 +260,7 @@ mod queue {
             .iter()
             .filter(|line| line.ends_with("interrupted for a job that somebody waits for"));
         assert_eq!(interrupted.count(), 1, "{lines:#?}");
-        Ok(())
+        host.sandbox.fsck()
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
