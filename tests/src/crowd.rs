@@ -38,7 +38,9 @@ fn is_excuse(kind: &str, error: &Error) -> bool {
         | Error::NoUpdate(_)
         | Error::Inhibited(_)
         | Error::StagedPending(_)
-        | Error::AccessDenied(_) => true,
+        | Error::AccessDenied(_)
+        // Somebody else's rollback left it behind.
+        | Error::Quarantined(_) => true,
         // Somebody else deleted the argument before.
         Error::InvalidArgs(_) => kind == "kargs",
         _ => false,
