@@ -136,8 +136,9 @@ impl Client {
         waits.of("GetManagedObjects", objects).await?;
         let jobs = ListJobsOptions::default();
         let jobs = waits.of("ListJobs", self.manager.list_jobs(&jobs)).await?;
-        for path in jobs {
-            // It may be forgotten since.
+        // The oldest may be forgotten since, and the newest are still on their way.
+        let (oldest, newest) = (jobs.first(), jobs.iter().rev().take(2));
+        for path in oldest.into_iter().chain(newest).cloned() {
             let job = self.job(path).await?;
             fine("job", waits.of("GetLog", job.get_log(&no)).await)?;
             fine_property("job", waits.of("a property", job.fraction()).await)?;
