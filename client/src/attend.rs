@@ -19,7 +19,7 @@ use crate::progress::Display;
 pub(crate) enum Ended {
     /// The job ended; its record says how.
     Finished,
-    /// The host goes down to reboot, and the daemon with it.
+    /// The daemon went away when it had asked for the reboot: with the host, or by itself.
     Rebooting,
     /// The person left; the job goes on.
     Left,
@@ -105,8 +105,8 @@ pub(crate) async fn attend(
                 match choice {
                     Choice::Leave => return Ok(Ended::Left),
                     Choice::GoOn => {}
-                    Choice::Cancel => if let Err(refused) = bus.tell(follower.path(), Order::Cancel).await {
-                        eprintln!("{}", refused.render("cancel", false));
+                    Choice::Cancel => if !cancel(bus, follower, &mut interrupts).await {
+                        return Ok(Ended::Left);
                     },
                 }
                 show_all(display, follower);
@@ -115,11 +115,25 @@ pub(crate) async fn attend(
     }
 }
 
+/// Cancels the job, which may ask for a password. False: the person did not wait for that.
+async fn cancel(bus: &Bus, follower: &mut Follower, interrupts: &mut Interrupts) -> bool {
+    let path = follower.path().clone();
+    tokio::select! {
+        told = follower.meanwhile(bus.tell(&path, Order::Cancel)) => {
+            if let Err(refused) = told {
+                eprintln!("{}", refused.render("cancel", false));
+            }
+            true
+        }
+        () = interrupts.next() => false,
+    }
+}
+
 fn show_all(display: &mut Display, follower: &Follower) {
     display.update(follower.path(), follower.info(), follower.snapshot());
 }
 
-/// A daemon that goes down with the host has done its work.
+/// A daemon that goes down with the host has done its work; whether it did, is to be asked.
 fn went_away(follower: &Follower) -> Result<Ended, Failure> {
     match follower.info().phase.as_str() {
         "rebooting" => Ok(Ended::Rebooting),

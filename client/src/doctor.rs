@@ -22,6 +22,7 @@ use self::host::Host;
 use crate::bus::Bus;
 use crate::fail::{Exit, Failure};
 use crate::manner::Manner;
+use crate::output::out;
 use crate::{show, verbs};
 
 /// How long somebody on the bus may take to answer before that is a finding of its own. More
@@ -36,7 +37,7 @@ pub(crate) async fn doctor(address: Option<&str>, manner: Manner) -> Result<Exit
         let list: Vec<_> = findings.iter().map(Finding::to_json).collect();
         manner.print_json(&json!({"healthy": healthy, "findings": list}));
     } else {
-        print!(
+        out!(
             "{}",
             show::doctor::findings(&findings, manner.look, manner.quiet)
         );

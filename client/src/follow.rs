@@ -192,6 +192,14 @@ impl Follower {
         json::object(&self.known)
     }
 
+    /// Waits for `call`, however long somebody takes to be asked for a password on its way, while
+    /// the queues are kept empty; what is heard of the job meanwhile comes with [`Self::next`].
+    pub(crate) async fn meanwhile<T>(&mut self, call: impl Future<Output = T>) -> T {
+        let (output, heard) = self.listener.meanwhile(call).await;
+        self.backlog.extend(heard);
+        output
+    }
+
     /// The next event; safe to drop and call again. After the end it is always `Finished`.
     pub(crate) async fn next(&mut self) -> Result<Event, Failure> {
         while !self.ended {

@@ -9,6 +9,8 @@ use osteward_dbus::types::Dict;
 use serde_json::{Map, Value};
 use zbus::Variant;
 
+use crate::text::drives_terminal;
+
 /// One D-Bus value as JSON.
 pub(crate) fn value(variant: &Variant<'_>) -> Value {
     match variant {
@@ -49,6 +51,26 @@ fn key(name: &Variant<'_>) -> String {
         Value::String(text) => text,
         other => other.to_string(),
     }
+}
+
+/// A document on one line, as events are printed.
+pub(crate) fn line(document: &Value) -> String {
+    harmless(&document.to_string())
+}
+
+/// A JSON text that means the same and cannot drive a terminal: what labels of an image could do
+/// that with may stand in a string as it is. Outside of strings there are only line breaks.
+pub(crate) fn harmless(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c != '\n' && drives_terminal(c) {
+            // All of them are in the first plane.
+            text.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            text.push(c);
+        }
+    }
+    text
 }
 
 #[cfg(test)]
@@ -105,5 +127,20 @@ mod tests {
         let mut dict = HashMap::new();
         dict.insert(5_u32, true);
         assert_eq!(value(&Variant::from(dict)), json!({"5": true}));
+    }
+
+    #[test]
+    fn json_that_is_shown_means_the_same() {
+        let document = serde_json::json!({"label": "a\u{9b}31m\u{202e}b\u{7f}\nc\u{e9}"});
+        let text = harmless(&format!("{document:#}"));
+        assert!(
+            !text.chars().any(|c| c != '\n' && drives_terminal(c)),
+            "{text:?}"
+        );
+        assert!(
+            text.contains("\\u009b31m\\u202eb\\u007f\\nc\u{e9}"),
+            "{text}"
+        );
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), document);
     }
 }

@@ -16,6 +16,7 @@ mod follow_tests;
 mod handover;
 mod json;
 mod manner;
+mod output;
 mod pick;
 mod progress;
 mod request;
@@ -34,6 +35,7 @@ use clap::Parser as _;
 use crate::args::{Cli, Global, Verb, When};
 use crate::fail::{Exit, Failure};
 use crate::manner::Manner;
+use crate::output::outln;
 use crate::text::Look;
 
 fn main() -> ExitCode {
@@ -86,7 +88,10 @@ fn report(failure: &Failure, verb: &str, manner: Manner) {
     if !manner.json {
         eprintln!("{}", failure.render(verb, manner.stderr_color));
     } else if !failure.told {
-        println!("{}", serde_json::json!({"error": failure.to_json(verb)}));
+        outln!(
+            "{}",
+            json::line(&serde_json::json!({"error": failure.to_json(verb)}))
+        );
     }
 }
 

@@ -5,6 +5,8 @@
 
 use serde_json::Value;
 
+use crate::json;
+use crate::output::outln;
 use crate::progress::{Display, Pace};
 use crate::text::Look;
 
@@ -47,11 +49,12 @@ impl Manner {
 
     /// A document: indented for people, one line for programs.
     pub(crate) fn print_json(&self, document: &Value) {
-        if self.stdout_terminal {
-            println!("{document:#}")
+        let text = if self.stdout_terminal {
+            format!("{document:#}")
         } else {
-            println!("{document}")
-        }
+            document.to_string()
+        };
+        outln!("{}", json::harmless(&text));
     }
 
     /// Something that is good to know, on standard error.

@@ -12,6 +12,7 @@ use osteward_dbus::UNKNOWN;
 use osteward_dbus::types::JobInfo;
 use serde_json::{Map, Value, json};
 
+use crate::output::outln;
 use crate::text::{bytes, duration, plain};
 
 /// Steps of the bar; finer than any terminal is wide.
@@ -54,7 +55,7 @@ impl Display {
                     eprintln!("{}", line(info));
                 }
             }
-            Display::Json => println!("{}", progress_event(path, changed)),
+            Display::Json => outln!("{}", crate::json::line(&progress_event(path, changed))),
             Display::Silent => {}
         }
     }

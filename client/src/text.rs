@@ -21,12 +21,13 @@ pub(crate) struct Look {
 /// Text from an image, a registry or the daemon without anything that could drive a
 /// terminal: control and bidirectional formatting characters become U+FFFD.
 pub(crate) fn plain(text: &str) -> String {
-    let harmless = |c: char| {
-        let drives =
-            c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if drives { '\u{fffd}' } else { c }
-    };
+    let harmless = |c: char| if drives_terminal(c) { '\u{fffd}' } else { c };
     text.chars().map(harmless).collect()
+}
+
+/// Whether a terminal may do something else than showing it, or show what follows in another order.
+pub(crate) fn drives_terminal(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// `1.20 GiB`.

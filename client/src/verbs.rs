@@ -22,8 +22,9 @@ use crate::args::{CancelArgs, Cli, DiffOf, HistoryArgs, JobsArgs, StatusArgs, Ve
 use crate::attend::{Ended, OnInterrupt, attend};
 use crate::bus::{Bus, Order};
 use crate::fail::{Exit, Failure};
-use crate::follow::{Follower, Listener, is_end};
+use crate::follow::{Follower, Listener, is_end, vanished};
 use crate::manner::Manner;
+use crate::output::{out, outln};
 use crate::request::Request;
 use crate::{json as dbus_json, show, summary};
 
@@ -72,7 +73,7 @@ async fn status(bus: &Bus, manner: Manner, args: &StatusArgs) -> Result<Exit, Fa
     if manner.json {
         manner.print_json(&Value::Object(dbus_json::object(&document)));
     } else {
-        print!("{}", show::status(&status, now(), manner.look, args.full));
+        out!("{}", show::status(&status, now(), manner.look, args.full));
     }
     Ok(if args.exit_code {
         show::exit_code(&status)
@@ -97,7 +98,7 @@ async fn jobs(bus: &Bus, manner: Manner, args: &JobsArgs) -> Result<Exit, Failur
         status
             .jobs
             .retain(|(_, job)| !args.active || !is_end(&job.state));
-        print!("{}", show::jobs(&status.jobs, now(), manner.look));
+        out!("{}", show::jobs(&status.jobs, now(), manner.look));
     }
     Ok(Exit::Done)
 }
@@ -112,7 +113,7 @@ async fn history(bus: &Bus, manner: Manner, args: &HistoryArgs) -> Result<Exit, 
     } else {
         let entries = entries.iter().map(from_dict);
         let entries = entries.collect::<zbus::Result<Vec<_>>>()?;
-        print!("{}", show::history::history(&entries, manner.look));
+        out!("{}", show::history::history(&entries, manner.look));
     }
     Ok(Exit::Done)
 }
@@ -137,12 +138,14 @@ async fn work(bus: &Bus, manner: Manner, verb: &str, request: &Request) -> Resul
         OnInterrupt::Leave
     };
     let ended = match attend(bus, &mut follower, &mut display, on_interrupt).await {
-        Err(lost) if reboot::ends_in_it(bus, request, &lost).await => Ended::Rebooting,
+        Err(lost) if reboot::ends_in_it(bus, request, &lost).await => {
+            return Ok(reboot::say(manner, &path, Some(follower.info())));
+        }
         ended => ended?,
     };
     match ended {
         Ended::Left => Ok(left(manner, &follower)),
-        Ended::Rebooting => Ok(rebooting(manner, &follower)),
+        Ended::Rebooting => rebooting(bus, manner, &follower).await,
         Ended::Finished => {
             let after = bus.status().await.ok().map(|(_, status)| status);
             let told = Told {
@@ -180,7 +183,7 @@ async fn cancel(bus: &Bus, manner: Manner, args: &CancelArgs) -> Result<Exit, Fa
     let mut display = manner.display();
     match attend(bus, &mut follower, &mut display, OnInterrupt::Leave).await? {
         Ended::Left => return Ok(left(manner, &follower)),
-        Ended::Rebooting => return Ok(rebooting(manner, &follower)),
+        Ended::Rebooting => return rebooting(bus, manner, &follower).await,
         Ended::Finished => {}
     }
     tell_cancelled(manner, &follower)
@@ -202,7 +205,7 @@ fn tell_cancelled(manner: Manner, follower: &Follower) -> Result<Exit, Failure> 
     }
     print_end(manner, "cancel", follower, None, None);
     if !manner.json && !manner.quiet {
-        println!(
+        outln!(
             "Cancelled the {}. What was downloaded is kept.",
             crate::text::plain(&info.kind)
         );
@@ -224,15 +227,19 @@ async fn watch(bus: &Bus, manner: Manner, args: &WatchArgs) -> Result<Exit, Fail
         },
     };
     if args.adopt {
-        bus.tell(follower.path(), Order::Adopt).await?;
+        let path = follower.path().clone();
+        follower.meanwhile(bus.tell(&path, Order::Adopt)).await?;
     }
     if args.events {
-        return orders::events(bus, follower.path()).await;
+        let path = follower.path().clone();
+        // Nobody reads what it hears while the events are read.
+        drop(follower);
+        return orders::events(bus, &path).await;
     }
     let mut display = manner.display();
     match attend(bus, &mut follower, &mut display, OnInterrupt::Leave).await? {
         Ended::Left => Ok(left(manner, &follower)),
-        Ended::Rebooting => Ok(rebooting(manner, &follower)),
+        Ended::Rebooting => rebooting(bus, manner, &follower).await,
         Ended::Finished => {
             let after = bus.status().await.ok().map(|(_, status)| status);
             tell(
@@ -310,16 +317,16 @@ fn announce(manner: Manner, path: &OwnedObjectPath) {
     if manner.json {
         manner.print_json(&json!({"job": path.as_str()}));
     } else {
-        println!("{path}");
+        outln!("{path}");
     }
 }
 
 fn left(manner: Manner, follower: &Follower) -> Exit {
     let number = follower.path().rsplit('/').next().unwrap_or_default();
     if manner.json {
-        println!(
+        outln!(
             "{}",
-            json!({"event": "left", "job": follower.path().as_str()})
+            crate::json::line(&json!({"event": "left", "job": follower.path().as_str()}))
         );
     }
     manner.note(&format!(
@@ -328,8 +335,13 @@ fn left(manner: Manner, follower: &Follower) -> Exit {
     Exit::Interrupted
 }
 
-fn rebooting(manner: Manner, follower: &Follower) -> Exit {
-    reboot::say(manner, follower.path(), Some(follower.info()))
+/// A daemon that went away when all was ready for the reboot may have crashed.
+async fn rebooting(bus: &Bus, manner: Manner, follower: &Follower) -> Result<Exit, Failure> {
+    if reboot::is_down(bus).await {
+        Ok(reboot::say(manner, follower.path(), Some(follower.info())))
+    } else {
+        Err(vanished())
+    }
 }
 
 /// What is known around a job that ended.
@@ -354,7 +366,7 @@ fn tell(manner: Manner, verb: &str, follower: &Follower, told: Told<'_>) -> Resu
     if !manner.json && !manner.quiet {
         let dry = matches!(told.request, Some(Request::Discard(_, options)) if options.dry_run == Some(true));
         for line in summary::lines(info, told.before, told.after, dry) {
-            println!("{line}");
+            outln!("{line}");
         }
     }
     Ok(())
@@ -369,15 +381,15 @@ fn print_end(
 ) {
     if manner.json {
         let update = after.filter(|_| follower.info().kind == "check");
-        println!(
+        outln!(
             "{}",
-            end_event(
+            crate::json::line(&end_event(
                 follower.path().as_str(),
                 follower.info(),
                 update,
                 failure,
                 verb
-            )
+            ))
         );
     }
 }

@@ -29,6 +29,21 @@ mod documents {
 
     const README: &str = include_str!("../../README.md");
 
+    #[tokio::test]
+    async fn a_reader_that_has_enough_is_no_failure() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let ended = Command::new(env!("CARGO_BIN_EXE_osteward"))
+            .args(["completion", "bash"])
+            .stdout(writer)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let ended = ended.wait_with_output().await.unwrap();
+        assert_eq!(ended.status.code(), Some(141));
+        assert_eq!(String::from_utf8_lossy(&ended.stderr), "");
+    }
+
     fn verbs() -> BTreeSet<String> {
         let command = Cli::command();
         let verbs = command.get_subcommands();

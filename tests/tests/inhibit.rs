@@ -4,6 +4,7 @@
 mod inhibit {
     use std::fs;
     use std::path::PathBuf;
+    use std::process::Stdio;
 
     use anyhow::{Context, Result, ensure};
     use osteward_dbus::options::{
@@ -232,6 +233,24 @@ mod inhibit {
         ask(&["inhibit", "/etc"])?.expect(&[126])?;
         ask(&["inhibit", "sh", "-c", "kill -TERM $$"])?.expect(&[143])?;
         Ok(())
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_command_inhibits_beyond_the_end_of_the_daemon() -> Result<()> {
+        let mut host = Host::boot()?;
+        let words = ["inhibit", "--why", "nightly", "cat"];
+        let mut command = client::osteward(&host.sandbox, &host.bus, None, &words)?;
+        let mut running = command.stdin(Stdio::piped()).spawn()?;
+        let connection = host.connect().await?;
+        until_listed(&connection, 1).await?;
+        host.kill_daemon()?;
+        host.start_daemon()?;
+        until_listed(&connection, 1).await?;
+        assert_eq!(listed(&connection).await?[0].why, "nightly");
+        // The command reads to the end of its input.
+        drop(running.stdin.take());
+        assert!(running.wait()?.success());
+        until_listed(&connection, 0).await
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

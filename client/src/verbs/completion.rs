@@ -5,12 +5,13 @@ use clap_complete::generate;
 
 use crate::args::{Cli, CompletionArgs};
 use crate::fail::Exit;
+use crate::output::out;
 
 /// Prints the script. It comes from the command line's own description, so it never lags.
 pub(crate) fn completion(args: &CompletionArgs) -> Exit {
     let mut script = Vec::new();
     generate(args.shell, &mut Cli::command(), "osteward", &mut script);
-    print!("{}", String::from_utf8_lossy(&script));
+    out!("{}", String::from_utf8_lossy(&script));
     Exit::Done
 }
 

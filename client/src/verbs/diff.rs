@@ -12,6 +12,7 @@ use crate::bus::Bus;
 use crate::fail::{Exit, Failure};
 use crate::json as dbus_json;
 use crate::manner::Manner;
+use crate::output::out;
 use crate::pick;
 use crate::show::diff::{self, Line};
 
@@ -129,12 +130,12 @@ async fn deployments(
 /// Everything on a terminal; in a pipe only the packages, a line each.
 fn tell(manner: Manner, facts: impl FnOnce() -> String, is_full: bool, lines: &[Line]) {
     if !manner.stdout_terminal {
-        print!("{}", diff::plain_lines(lines));
+        out!("{}", diff::plain_lines(lines));
         return;
     }
-    print!("{}", facts());
+    out!("{}", facts());
     if is_full {
-        print!("\n{}", diff::packages(lines, manner.look));
+        out!("\n{}", diff::packages(lines, manner.look));
     }
 }
 

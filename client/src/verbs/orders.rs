@@ -15,6 +15,7 @@ use crate::bus::{Bus, Order};
 use crate::fail::{DISCONNECTED, Exit, Failure};
 use crate::follow::is_end;
 use crate::manner::Manner;
+use crate::output::outln;
 
 fn none(text: &str) -> Failure {
     Failure::new(UNKNOWN_OBJECT, text)
@@ -44,7 +45,7 @@ fn done(manner: Manner, path: &OwnedObjectPath, text: &str) -> Exit {
         manner.print_json(&json!({"job": path.as_str()}));
     } else if !manner.quiet {
         let number = path.rsplit('/').next().unwrap_or_default();
-        println!("{}", text.replace("{}", number));
+        outln!("{}", text.replace("{}", number));
     }
     Exit::Done
 }
@@ -94,7 +95,7 @@ pub(super) async fn log(bus: &Bus, manner: Manner, args: &JobArgs) -> Result<Exi
     } else {
         lines
             .iter()
-            .for_each(|line| println!("{}", crate::text::plain(line)));
+            .for_each(|line| outln!("{}", crate::text::plain(line)));
     }
     Ok(Exit::Done)
 }
@@ -104,7 +105,7 @@ pub(super) async fn reload(bus: &Bus, manner: Manner) -> Result<Exit, Failure> {
     if manner.json {
         manner.print_json(&json!({"reloaded": true}));
     } else if !manner.quiet {
-        println!("The configuration was read again.");
+        outln!("The configuration was read again.");
     }
     Ok(Exit::Done)
 }
@@ -124,7 +125,7 @@ pub(super) async fn events(bus: &Bus, path: &OwnedObjectPath) -> Result<Exit, Fa
             () = interrupts.next() => return Ok(Exit::Interrupted),
         };
         let Some(line) = line else { break };
-        println!("{line}");
+        outln!("{}", crate::json::harmless(&line));
         let event: Option<Value> = serde_json::from_str(&line).ok();
         state = event.filter(|event| event["event"] == "finished").or(state);
     }

@@ -14,6 +14,7 @@ use super::end_event;
 use crate::bus::Bus;
 use crate::fail::{DISCONNECTED, Exit, Failure};
 use crate::manner::Manner;
+use crate::output::outln;
 use crate::request::Request;
 
 /// What is heard of a daemon or a bus that goes down with the host. The first one is what
@@ -32,9 +33,11 @@ fn is_loss(failure: &Failure) -> bool {
 
 /// Whether `failure` is the loss of a daemon that goes down because of `request`.
 pub(super) async fn ends_in_it(bus: &Bus, request: &Request, failure: &Failure) -> bool {
-    if !request.reboots() || !is_loss(failure) {
-        return false;
-    }
+    request.reboots() && is_loss(failure) && is_down(bus).await
+}
+
+/// Whether the daemon, asked once more, is not there and does not come back.
+pub(super) async fn is_down(bus: &Bus) -> bool {
     match tokio::time::timeout(ANSWER, bus.status()).await {
         Ok(answer) => answer.is_err_and(|failure| is_loss(&failure)),
         // A bus that starts nobody any more.
@@ -49,7 +52,7 @@ pub(super) fn say(manner: Manner, path: &OwnedObjectPath, info: Option<&JobInfo>
             Some(info) => end_event(path.as_str(), info, None, None, "apply"),
             None => json!({"event": "rebooting", "job": path.as_str()}),
         };
-        println!("{event}");
+        outln!("{}", crate::json::line(&event));
     }
     manner.note("The host reboots.");
     Exit::Done

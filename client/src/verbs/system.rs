@@ -13,6 +13,7 @@ use crate::args::{DiffEtcArgs, KargsArgs};
 use crate::bus::Bus;
 use crate::fail::{Exit, Failure};
 use crate::manner::Manner;
+use crate::output::outln;
 use crate::request::Request;
 use crate::text::plain;
 
@@ -35,7 +36,7 @@ pub(super) async fn kargs(
         if manner.json {
             manner.print_json(&json!({"deployment": path.as_str(), "kernel-arguments": now}));
         } else {
-            println!("{}", plain(&now.join(" ")));
+            outln!("{}", plain(&now.join(" ")));
         }
         return Ok(Exit::Done);
     }
@@ -45,7 +46,7 @@ pub(super) async fn kargs(
                 &json!({"deployment": path.as_str(), "kernel-arguments": now, "changed": false}),
             );
         } else if !manner.quiet {
-            println!("Nothing to do: the kernel arguments are like that already.");
+            outln!("Nothing to do: the kernel arguments are like that already.");
         }
         return Ok(Exit::Done);
     };
@@ -126,7 +127,7 @@ pub(super) async fn diff_etc(
         manner.note("Nothing was changed in /etc.");
     } else {
         for (change, path) in &changes {
-            println!("{:<8}  /etc/{}", plain(change), plain(path));
+            outln!("{:<8}  /etc/{}", plain(change), plain(path));
         }
     }
     Ok(Exit::Done)
