@@ -14,6 +14,8 @@ use crate::engine::{Engine, Look, Order};
 
 /// The daemon itself, as one who cancels.
 const OWN_UID: u32 = 0;
+/// How much time is asked for at once when the end is put off.
+const EXTENSION: Duration = Duration::from_secs(120);
 
 /// Waits until the deployments were looked at once, whatever came out, or for `patience`.
 pub async fn first_look(engine: &Engine, patience: Duration) {
@@ -76,6 +78,17 @@ pub async fn feed_watchdog(engine: Engine) {
         if engine.answers().await {
             crate::report::notify(&[sd_notify::NotifyState::Watchdog]).await;
         }
+    }
+}
+
+/// For a job that came when systemd had been told of the end already: it takes nothing back, and
+/// kills what does not end in time (`TimeoutStopSec=`), unless that is put off again and again.
+pub async fn put_off_kill() {
+    let room = u32::try_from(EXTENSION.as_micros()).unwrap_or(u32::MAX);
+    let mut ticks = tokio::time::interval(EXTENSION / 2);
+    loop {
+        ticks.tick().await;
+        crate::report::notify(&[sd_notify::NotifyState::ExtendTimeoutUsec(room)]).await;
     }
 }
 

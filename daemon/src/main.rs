@@ -124,12 +124,15 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     ];
     tokio::spawn(lifetime::feed_watchdog(engine.clone()));
     tokio::spawn(report::follow(engine.clone()));
+    let mut late = None;
     loop {
         connection
             .request_name(osteward_dbus::BUS_NAME)
             .await
             .context("cannot own the bus name")?;
-        report::notify(&[sd_notify::NotifyState::Ready]).await;
+        if late.is_none() {
+            report::notify(&[sd_notify::NotifyState::Ready]).await;
+        }
         let stop = serve_until_idle(&connection, &engine, &mut signals).await;
         report::notify(&[sd_notify::NotifyState::Stopping]).await;
         if stop {
@@ -156,6 +159,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
             tracing::info!("nothing to do, exiting; the next call starts the daemon again");
             break;
         }
+        late.get_or_insert_with(|| tokio::spawn(lifetime::put_off_kill()));
     }
     connection
         .close()

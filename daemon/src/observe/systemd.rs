@@ -6,6 +6,7 @@
 //! name that was used before by this process; it is gone when its run is; a start or a run whose
 //! end cannot be learned has failed.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::fd::AsFd as _;
@@ -23,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How often a unit is looked at while it runs: its end is told by a signal, which is lost only when the
 /// service manager itself is started anew meanwhile.
 const LOOK: Duration = Duration::from_secs(10);
+/// How many signals are kept that came before the job was known whose end they may tell.
+const HEARD: usize = 256;
 /// How much of a program's last words is kept, in bytes.
 const LAST_WORDS: u64 = 2048;
 /// Share of processor and disk: that of the daemon's own unit.
@@ -183,9 +186,13 @@ impl Systemd {
         let output = run.output.as_ref().unwrap_or(&answer);
         let properties = properties(&run, output, &words);
         let started = manager.start_transient_unit(&name, "fail", properties, Auxiliary::new());
-        let job = started.await?;
+        let (started, ended) = while_listening(started, &mut removed).await;
+        let job = started?;
         tracing::debug!(unit = name, "{}", run.description);
         let result = loop {
+            if let Some(result) = result_of(&job, &ended)? {
+                break result;
+            }
             match tokio::time::timeout(LOOK, end_of(&job, &mut removed)).await {
                 Ok(result) => break result?,
                 Err(_) if manager.get_unit(&name).await.is_err() => {
@@ -210,6 +217,39 @@ async fn subscribe(manager: &ManagerProxy<'_>) -> zbus::Result<()> {
         Ok(()) => {}
     }
     Ok(())
+}
+
+/// Waits for `call` while the queue of signals is kept empty: a full one holds up every message
+/// of the connection, the reply too. Also gives the signals that came meanwhile.
+async fn while_listening<T>(
+    call: impl Future<Output = T>,
+    removed: &mut JobRemovedStream,
+) -> (T, VecDeque<JobRemoved>) {
+    let mut call = std::pin::pin!(call);
+    let mut heard = VecDeque::new();
+    loop {
+        tokio::select! {
+            biased;
+            output = &mut call => return (output, heard),
+            Some(signal) = removed.next() => {
+                heard.push_back(signal);
+                if heard.len() > HEARD {
+                    heard.pop_front();
+                }
+            }
+        }
+    }
+}
+
+/// How the job ended, if one of these signals says so.
+fn result_of(job: &OwnedObjectPath, heard: &VecDeque<JobRemoved>) -> zbus::Result<Option<String>> {
+    for signal in heard {
+        let arguments = signal.args()?;
+        if arguments.job() == job {
+            return Ok(Some(arguments.result().clone()));
+        }
+    }
+    Ok(None)
 }
 
 /// Waits for the end of a job; dropping the future loses no signal.

@@ -23,8 +23,10 @@ pub(super) const ORIGIN_KEY: &str = "container-image-reference";
 pub struct Staged {
     /// The commit.
     pub checksum: String,
-    /// ostree's serial.
+    /// ostree's serial, one of its stateroot.
     pub serial: i32,
+    /// Where it lives.
+    pub stateroot: String,
     /// Whether it is kept from finalization.
     pub locked: bool,
 }
@@ -32,13 +34,28 @@ pub struct Staged {
 impl Staged {
     /// As [`super::Deployment::id`].
     pub fn id(&self) -> String {
-        id(&self.checksum, self.serial)
+        id(&self.stateroot, &self.checksum, self.serial)
     }
 }
 
-/// Unique, stable, fit for an object path.
-pub(super) fn id(checksum: &str, serial: i32) -> String {
-    format!("d_{}_{serial}", &checksum[..16.min(checksum.len())])
+/// The stateroot that hosts have who have one only.
+const USUAL_STATEROOT: &str = "default";
+
+/// Unique, stable, fit for an object path. ostree counts serials for each stateroot, so the
+/// stateroot is a part of it, unless it is the usual one.
+pub(super) fn id(stateroot: &str, checksum: &str, serial: i32) -> String {
+    let short = &checksum[..16.min(checksum.len())];
+    let mut id = format!("d_{short}_{serial}");
+    if stateroot != USUAL_STATEROOT {
+        id.push('_');
+        for byte in stateroot.bytes() {
+            match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => id.push(char::from(byte)),
+                _ => id.push_str(&format!("_{byte:02x}")),
+            }
+        }
+    }
+    id
 }
 
 impl Lock {
@@ -228,6 +245,7 @@ impl Wanted {
             locked: finalization::is_locked(root, symbols),
             checksum: deployment.csum().to_string(),
             serial: deployment.deployserial(),
+            stateroot: deployment.osname().to_string(),
         })
     }
 
@@ -250,7 +268,8 @@ impl Wanted {
 }
 
 pub(super) fn matches(deployment: &ostree::Deployment, id: &str) -> bool {
-    id == self::id(&deployment.csum(), deployment.deployserial())
+    let (stateroot, checksum) = (deployment.osname(), deployment.csum());
+    id == self::id(&stateroot, &checksum, deployment.deployserial())
 }
 
 /// Clean-up is a step of its own: it must not delay, or fail, the change of order.
@@ -279,5 +298,26 @@ pub(super) fn reload(sysroot: &ostree::Sysroot) {
         });
     if let Err(error) = reloaded {
         tracing::warn!(error, "the deployments could not be read again");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_commit_in_two_stateroots_is_two_deployments() {
+        let checksum = "0123456789abcdef0123";
+        let ids = ["default", "fedora", "a-b", "a_b", "a_2db"].map(|root| id(root, checksum, 0));
+        assert_eq!(ids[0], "d_0123456789abcdef_0");
+        assert_eq!(ids[1], "d_0123456789abcdef_0_fedora");
+        assert_eq!(ids[2], "d_0123456789abcdef_0_a_2db");
+        for (index, id) in ids.iter().enumerate() {
+            assert!(!ids[..index].contains(id), "{ids:?}");
+            let fit = id
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+            assert!(fit, "{id}");
+        }
     }
 }

@@ -208,7 +208,7 @@ fn describe(
     let own_arguments = kernel_arguments(deployment);
     let unlocked = ostree::Deployment::unlocked_state_to_string(deployment.unlocked());
     Deployment {
-        id: super::deploy::id(&checksum, serial),
+        id: super::deploy::id(&deployment.osname(), &checksum, serial),
         serial,
         stateroot: deployment.osname().to_string(),
         slot,
