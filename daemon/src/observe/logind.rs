@@ -107,7 +107,7 @@ impl Logind {
         Self { connection }
     }
 
-    async fn manager(&self) -> Result<ManagerProxy<'_>, Error> {
+    async fn manager(&self) -> Result<ManagerProxy<'static>, Error> {
         Ok(ManagerProxy::new(&self.connection).await?)
     }
 
@@ -145,10 +145,12 @@ impl Logind {
 
 /// The answer to a call that takes the host down.
 async fn going_down(
-    manager: &ManagerProxy<'_>,
+    manager: &ManagerProxy<'static>,
     call: impl Future<Output = zbus::Result<()>>,
 ) -> Result<(), Error> {
-    let mut announced = manager.receive_prepare_for_shutdown().await?;
+    let listener = manager.clone();
+    let announced = async move { listener.receive_prepare_for_shutdown().await };
+    let mut announced = super::subscribed(announced).await?;
     let Err(error) = call.await else {
         return Ok(());
     };

@@ -18,6 +18,8 @@ use futures_util::StreamExt as _;
 use zbus::proxy::CacheProperties;
 use zbus::{Fd, OwnedObjectPath, Variant};
 
+use super::subscribed;
+
 /// Its stop, at shutdown, is what finalizes. It starts nothing, so it starts at once.
 const FINALIZATION: &str = "ostree-finalize-staged.service";
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -165,7 +167,7 @@ impl Systemd {
         let manager = ManagerProxy::new(&self.connection).await?;
         subscribe(&manager).await?;
         // Listen first: the job is over before the reply is read.
-        let mut removed = manager.receive_job_removed().await?;
+        let mut removed = removed_jobs(&manager).await?;
         let job = manager.start_unit(unit, "replace").await?;
         end_of(&job, &mut removed).await
     }
@@ -181,7 +183,7 @@ impl Systemd {
         let manager = ManagerProxy::new(&self.connection).await?;
         subscribe(&manager).await?;
         // Listen first: a short program ends before the reply is read.
-        let mut removed = manager.receive_job_removed().await?;
+        let mut removed = removed_jobs(&manager).await?;
         let stop = StopOnDrop::new(&manager, &name);
         let output = run.output.as_ref().unwrap_or(&answer);
         let properties = properties(&run, output, &words);
@@ -217,6 +219,12 @@ async fn subscribe(manager: &ManagerProxy<'_>) -> zbus::Result<()> {
         Ok(()) => {}
     }
     Ok(())
+}
+
+/// The ends of the service manager's jobs, from now on.
+async fn removed_jobs(manager: &ManagerProxy<'static>) -> zbus::Result<JobRemovedStream> {
+    let manager = manager.clone();
+    subscribed(async move { manager.receive_job_removed().await }).await
 }
 
 /// Waits for `call` while the queue of signals is kept empty: a full one holds up every message

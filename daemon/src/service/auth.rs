@@ -11,9 +11,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures_util::StreamExt;
 use osteward_dbus::Error;
 use zbus::Connection;
+use zbus::fdo::DBusProxy;
 use zbus::message::{Flags, Header};
 use zbus::names::UniqueName;
 use zbus_polkit::policykit1::{AuthorityProxy, CheckAuthorizationFlags, Subject};
+
+use crate::observe::subscribed;
 
 /// The polkit actions (`org.osteward1.policy`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -201,24 +204,32 @@ async fn ask(
     }
 }
 
-/// Returns when the caller has left the bus.
+/// Returns when the caller has left the bus, and never when that cannot be told: a stream that ends says
+/// nothing about anybody.
 pub(super) async fn vanished(connection: &Connection, sender: &UniqueName<'_>) {
-    let watch = async {
-        let bus = zbus::fdo::DBusProxy::new(connection).await?;
-        let mut changes = bus
-            .receive_name_owner_changed_with_args(&[(0, sender.as_str())])
-            .await?;
+    let (connection, sender) = (connection.clone(), sender.to_owned());
+    let watch = subscribed(async move {
+        let bus = DBusProxy::new(&connection).await?;
+        let of_sender = [(0, sender.as_str())];
+        let changes = bus.receive_name_owner_changed_with_args(&of_sender).await?;
         // It may have left before the match was there.
-        if bus
-            .name_has_owner(zbus::names::BusName::Unique(sender.clone()))
-            .await?
-        {
-            changes.next().await;
+        let is_here = bus.name_has_owner(sender.into()).await?;
+        Ok((changes, is_here))
+    });
+    match watch.await {
+        Ok((_, false)) => return,
+        Ok((mut changes, true)) => {
+            while let Some(change) = changes.next().await {
+                if change
+                    .args()
+                    .is_ok_and(|change| change.new_owner().is_none())
+                {
+                    return;
+                }
+            }
+            tracing::debug!("the caller cannot be watched any more");
         }
-        zbus::Result::Ok(())
-    };
-    if let Err(error) = watch.await {
-        tracing::debug!(%error, "cannot watch the caller");
-        std::future::pending::<()>().await;
+        Err(error) => tracing::debug!(%error, "cannot watch the caller"),
     }
+    std::future::pending().await
 }
