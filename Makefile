@@ -12,7 +12,8 @@
 #                             as many seconds of a crowd of clients, as many kills of the
 #                             daemon, and as many upgrades with others cleaning up beside
 #   make lint                 formatting, clippy, licences and sources of dependencies
-#   make bench                measurements, printed
+#   make bench                measurements, printed (BENCH=status or BENCH=update: only these;
+#                             ROUNDS= of each; see docs/performance.md)
 #   make advisories           known holes in dependencies (fetches a database)
 #   make deps                 what all of these need; they call it themselves
 #   make clean
@@ -185,10 +186,15 @@ advisories: deps-build
 	command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny check advisories
 
+# What is measured is what `make` builds. The images are kept in target/bench.
+BENCH ?= status update
 .PHONY: bench
 bench: deps
 	$(CARGO) build $(CARGOFLAGS) --release -p ostewardd -p osteward
-	$(as_root) $(CARGO) bench $(CARGOFLAGS) -p osteward-tests --bench status
+	$(build_oracle)
+	$(build_oracle) --release
+	OSTEWARD_BIN_DIR='$(abspath $(programs))' $(as_root) \
+		$(CARGO) bench $(CARGOFLAGS) -p osteward-tests $(BENCH:%=--bench %)
 
 .PHONY: deps
 deps:
@@ -204,4 +210,5 @@ clean:
 	[ ! -e $(target)/sandbox ] || { $(sudo) chattr -R -f -i $(target)/sandbox; $(sudo) rm -rf $(target)/sandbox; }
 	[ ! -e $(target)/boot ] || $(sudo) rm -rf --one-file-system $(target)/boot
 	[ ! -e $(target)/big-image ] || $(sudo) rm -rf $(target)/big-image
+	[ ! -e $(target)/bench ] || $(sudo) rm -rf --one-file-system $(target)/bench
 	$(CARGO) clean

@@ -110,7 +110,7 @@ fn bootstrap(tree: &Path) -> Result<()> {
 }
 
 /// Puts the kernel where ostree looks for it, and makes the mount points.
-fn make_bootable(tree: &Path) -> Result<()> {
+pub(crate) fn make_bootable(tree: &Path) -> Result<()> {
     for point in MOUNT_POINTS {
         fs::create_dir_all(tree.join(point))?;
     }

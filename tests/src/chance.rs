@@ -60,6 +60,8 @@ impl Dice {
 
     /// Bytes that no compression makes fewer.
     pub fn noise(&mut self, length: usize) -> Vec<u8> {
-        (0..length).map(|_| self.roll(256) as u8).collect()
+        let mut bytes = vec![0; length];
+        fastrand::Rng::with_seed(self.roll(u64::MAX)).fill(&mut bytes);
+        bytes
     }
 }

@@ -6,8 +6,10 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use osteward_dbus::options::UpgradeOptions;
-use osteward_dbus::proxies::{HostProxy, JobProxy, ManagerProxy};
+use osteward_dbus::NO_OBJECT;
+use osteward_dbus::options::{CheckOptions, UpgradeOptions};
+use osteward_dbus::proxies::{HostProxy, JobProxy, ManagerProxy, UpdateProxy};
+use zbus::proxy::CacheProperties;
 use zbus::{Connection, OwnedObjectPath};
 
 use crate::bus::Bus;
@@ -286,6 +288,27 @@ impl Host {
             .path(path.clone())
             .build()
             .await?)
+    }
+
+    /// Asks the registry anew, and returns the bytes that the update has to fetch.
+    ///
+    /// # Errors
+    /// When the check fails, or finds no update.
+    pub async fn download_size(&self) -> Result<u64> {
+        let connection = self.connect().await?;
+        let mut listener = Listener::new(&connection).await?;
+        let proxy = Self::proxy(&connection).await?;
+        let options = CheckOptions {
+            max_age: Some(0),
+            ..Default::default()
+        };
+        let job = proxy.check(&options).await?;
+        listener.end(&job).await?.succeeded()?;
+        let path = proxy.update().await?;
+        ensure!(path.as_str() != NO_OBJECT, "no update is known");
+        let update = UpdateProxy::builder(&connection).path(path);
+        let update = update.cache_properties(CacheProperties::No).build().await?;
+        Ok(update.download_size().await?)
     }
 
     /// Upgrades as root and waits for the end.

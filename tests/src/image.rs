@@ -10,16 +10,21 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+pub mod chunked;
+pub mod delta;
 mod entry;
 mod from_disk;
+mod hashing;
 mod layer;
 mod layout;
+mod members;
 mod os_tree;
 
 pub use entry::{Entry, Kind, LongNames};
 pub use from_disk::{paths_below, with_parents};
-pub use layer::{Blob, Compression, Layer, sha256_of_file};
-pub use layout::Layout;
+pub use hashing::sha256_of_file;
+pub use layer::{Blob, Compression, Layer};
+pub use layout::{Layout, open_tar};
 pub use os_tree::{KERNEL, os_tree};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -92,6 +97,14 @@ impl Image {
             self.ready.push((layout.blob(&blob.digest), blob));
         }
         Ok(self)
+    }
+
+    /// Puts a blob that is written already, into the file `source`, on top of those before, below
+    /// the image's own layers.
+    #[must_use]
+    pub fn ready(mut self, source: PathBuf, blob: Blob) -> Self {
+        self.ready.push((source, blob));
+        self
     }
 
     /// Sets a label of the configuration; an empty value removes it.
@@ -184,9 +197,7 @@ impl Image {
             let manifest = layout.json(&base.digest)?;
             layers.extend(manifest["layers"].as_array().cloned().unwrap_or_default());
         }
-        layers.extend(blobs.iter().map(
-            |blob| json!({"mediaType": blob.media_type, "digest": blob.digest, "size": blob.size}),
-        ));
+        layers.extend(blobs.iter().map(Blob::to_json));
         let mut manifest = json!({
             "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers,
         });

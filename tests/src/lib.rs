@@ -6,6 +6,7 @@
 //! event (a datagram, a line, a signal, the end of a process), never for time to pass.
 
 pub mod authority;
+pub mod bench;
 pub mod big_image;
 pub mod bootable;
 pub mod bus;
@@ -27,9 +28,11 @@ pub mod process;
 pub mod registry;
 pub mod relay;
 pub mod sandbox;
+pub mod served;
 pub mod settled;
 pub mod small_disk;
 pub mod suite;
 pub mod systemd;
 pub mod turnstile;
+pub mod watched;
 pub mod witness;

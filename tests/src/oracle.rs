@@ -38,20 +38,29 @@ pub struct Image {
 pub fn oracle() -> Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     BUILT
-        .get_or_init(|| build().map_err(|e| format!("{e:#}")))
+        .get_or_init(|| build("dev", "debug").map_err(|e| format!("{e:#}")))
         .clone()
         .map_err(anyhow::Error::msg)
 }
 
-fn build() -> Result<PathBuf> {
+/// The oracle's program as its makers would release it: for measurements.
+///
+/// # Errors
+/// When it does not build.
+pub fn released() -> Result<PathBuf> {
+    build("release", "release")
+}
+
+fn build(profile: &str, directory: &str) -> Result<PathBuf> {
     let target = target_dir()?.join("oracle");
     let manifest = workspace().join("tests/oracle/Cargo.toml");
     let mut build = cargo();
     build
-        .args(["build", "--quiet", "--locked", "--manifest-path"])
+        .args(["build", "--quiet", "--locked", "--profile", profile])
+        .arg("--manifest-path")
         .arg(manifest);
     run(build.env("CARGO_TARGET_DIR", &target)).context("building the oracle")?;
-    Ok(target.join("debug/ostree-ext-oracle"))
+    Ok(target.join(directory).join("ostree-ext-oracle"))
 }
 
 fn ask(words: &[&str]) -> Result<String> {

@@ -178,10 +178,32 @@ impl Tethered {
 
     /// Reads and forgets all further output, so that the program never waits for a reader.
     pub fn drain(&mut self) {
+        self.watch(|_| {});
+    }
+
+    /// Hands all further lines to `each`, so that the program never waits for a reader.
+    pub fn watch(&mut self, mut each: impl FnMut(&str) + Send + 'static) {
         if let Some(mut stdout) = self.stdout.take() {
             // Ends with the program; what it cannot read any more nobody wants.
-            std::thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()));
+            std::thread::spawn(move || {
+                let mut line = Vec::new();
+                while stdout
+                    .read_until(b'\n', &mut line)
+                    .is_ok_and(|read| read > 0)
+                {
+                    each(String::from_utf8_lossy(&line).trim_end());
+                    line.clear();
+                }
+            });
         }
+    }
+
+    /// The program's process id.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be listed.
+    pub fn pid(&self) -> Result<u32> {
+        innermost(self.shell.id())
     }
 }
 

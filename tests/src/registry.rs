@@ -5,12 +5,17 @@ use std::fs;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 use crate::authority::Certificate;
+use crate::bootable::registry_data::keep_delta;
+use crate::image::Layout;
+use crate::image::delta::Delta;
 use crate::process::{Tethered, command, target_dir};
+use crate::served::{Account, Served};
 
 /// The user and the password that a registry with [`Door::login`] knows.
 pub const LOGIN: (&str, &str) = ("alice", "hunter2");
@@ -35,6 +40,7 @@ pub struct Registry {
     listen: SocketAddr,
     host: String,
     door: Door,
+    account: Arc<Account>,
 }
 
 impl Registry {
@@ -67,6 +73,7 @@ impl Registry {
             listen,
             host: host.to_owned(),
             door: Door::default(),
+            account: Arc::default(),
         };
         fs::create_dir(registry.data())?;
         stock(&registry.data())?;
@@ -119,7 +126,8 @@ impl Registry {
             said.push_str(&line);
             said.push('\n');
         }
-        process.drain();
+        let account = Arc::clone(&self.account);
+        process.watch(move |line| account.note(line));
         TcpStream::connect(self.listen).context("asking the registry")?;
         self.process = Some(process);
         Ok(())
@@ -140,6 +148,28 @@ impl Registry {
         self.resume()
     }
 
+    /// What it has answered so far, to everybody; it must be entered by everybody, over plain HTTP.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn served(&self) -> Result<Served> {
+        self.account.close(self.listen)
+    }
+
+    /// Its process id.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn pid(&self) -> Result<u32> {
+        let process = self.process.as_ref();
+        process.context("the registry does not run")?.pid()
+    }
+
+    /// The data directory; see [`Registry::start_with`].
+    pub fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
     /// The port that it listens on.
     pub fn port(&self) -> u16 {
         self.listen.port()
@@ -155,8 +185,14 @@ impl Registry {
         format!("{}/{name}", self.host())
     }
 
-    fn data(&self) -> PathBuf {
-        self.dir.path().join("data")
+    /// Lets a delta of a layout on the same file system be found beside its image, as publishers do it where
+    /// the registry has no list of its own. It is not pushed: Debian 12's skopeo refuses to copy a list that
+    /// gives the `artifactType` of what it names.
+    ///
+    /// # Errors
+    /// When the layout does not have all of it.
+    pub fn offer_delta(&self, repository: &str, layout: &Layout, delta: &Delta) -> Result<()> {
+        keep_delta(&self.data(), repository, layout, delta)
     }
 
     /// The file in which the registry keeps a blob.

@@ -4,6 +4,7 @@
 //! all together. Invariants: what comes from the registry is delayed or broken off, never changed;
 //! what no rule names passes; dropping the relay breaks all connections and ends its threads.
 
+mod pace;
 mod request;
 
 use std::collections::HashMap;
@@ -24,9 +25,6 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Longest stretch of bytes that passes at once.
 const CHUNK: usize = 16 << 10;
-
-/// How often a paced relay lets some bytes pass.
-const TICK: Duration = Duration::from_millis(20);
 
 /// The relay; everything passes until it is told otherwise.
 #[derive(Debug)]
@@ -51,6 +49,16 @@ struct State {
     requests: Vec<Request>,
     /// Bytes that may still pass towards clients; `None`: all of them.
     allowance: Option<u64>,
+    /// Somebody waits for that.
+    is_held: bool,
+    /// Bytes that have passed, both ways.
+    carried: u64,
+    /// Bytes after which a connection breaks, of all its answers together.
+    each: Option<u64>,
+    /// How many broke by that.
+    cuts: usize,
+    /// How long a request is on its way.
+    delay: Duration,
     /// New connections are closed at once.
     is_cut: bool,
     over: bool,
@@ -76,6 +84,8 @@ struct Connection {
     breaks: bool,
     /// Bytes of the present answer that have passed.
     passed: u64,
+    /// Those of all answers.
+    total: u64,
     /// It has come to the limit.
     waits: bool,
 }
@@ -125,28 +135,37 @@ impl Line {
         loop {
             let State {
                 allowance,
+                is_held,
+                carried,
+                each,
+                cuts,
                 connections,
                 ..
             } = &mut *state;
             let connection = connections.get_mut(&id)?;
             let limit = connection.limit.unwrap_or(u64::MAX);
             let left = limit.saturating_sub(connection.passed);
-            if left == 0 && connection.breaks {
+            let room = each.map_or(u64::MAX, |most| most.saturating_sub(connection.total));
+            if room == 0 || (left == 0 && connection.breaks) {
+                *cuts += usize::from(room == 0);
                 connection.close();
                 connections.remove(&id);
                 return None;
             }
-            let allowed = left.min(allowance.unwrap_or(u64::MAX));
+            let allowed = left.min(room).min(allowance.unwrap_or(u64::MAX));
             if allowed > 0 {
                 connection.waits = false;
                 let taken = usize::try_from(allowed).unwrap_or(wanted).min(wanted);
                 connection.passed += taken as u64;
+                connection.total += taken as u64;
+                *carried += taken as u64;
                 if let Some(bytes) = allowance {
                     *bytes -= taken as u64;
                 }
                 return Some(taken);
             }
             connection.waits = left == 0;
+            *is_held = left > 0;
             self.changed.notify_all();
             state = self
                 .changed
@@ -263,6 +282,7 @@ impl Relay {
             state.is_cut = false;
             state.rule = None;
             state.allowance = None;
+            state.each = None;
             for connection in state.connections.values_mut() {
                 connection.limit = None;
             }
@@ -276,30 +296,10 @@ impl Relay {
 
     /// Lets that many bytes pass from now on, then nothing.
     pub fn allow(&self, bytes: u64) {
-        self.line.set(|state| state.allowance = Some(bytes));
-    }
-
-    /// Lets so many bytes a second pass, until [`Relay::resume`].
-    pub fn pace(&mut self, bytes_a_second: u64) {
-        self.hold();
-        let line = Arc::clone(&self.line);
-        let portion = bytes_a_second * u64::from(TICK.subsec_millis()) / 1000;
-        self.pacing = Some(std::thread::spawn(move || {
-            loop {
-                std::thread::sleep(TICK);
-                let mut state = line.lock();
-                if state.over {
-                    return;
-                }
-                let Some(left) = &mut state.allowance else {
-                    return;
-                };
-                // What nobody fetched is not saved up.
-                *left = (*left + portion).min(2 * portion);
-                drop(state);
-                line.changed.notify_all();
-            }
-        }));
+        self.line.set(|state| {
+            state.allowance = Some(bytes);
+            state.is_held = false;
+        });
     }
 
     /// What was asked for so far.
@@ -342,6 +342,7 @@ fn carry(client: TcpStream, server: TcpStream, line: &Arc<Line>) -> std::io::Res
         limit: None,
         breaks: false,
         passed: 0,
+        total: 0,
         waits: false,
     };
     state.connections.insert(id, connection);
@@ -355,10 +356,12 @@ fn carry(client: TcpStream, server: TcpStream, line: &Arc<Line>) -> std::io::Res
 /// Requests are small and come one after the other: each arrives at one stroke.
 fn carry_up(mut from: TcpStream, mut to: TcpStream, id: u64, line: &Line) {
     let mut buffer = [0; CHUNK];
+    let mut is_new = true;
     while let Ok(length) = from.read(&mut buffer)
         && length > 0
     {
         let bytes = &buffer[..length];
+        line.let_travel(bytes, std::mem::take(&mut is_new));
         let carried = match Request::parse(bytes) {
             // What goes through a tunnel, for example.
             None => to.write_all(bytes),

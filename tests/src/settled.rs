@@ -15,7 +15,7 @@ use crate::host::Host;
 use crate::image::{Image, Layer, Written};
 use crate::job::{Ended, Listener};
 use crate::oracle;
-use crate::relay::Relay;
+use crate::relay::{Relay, Way};
 use crate::sandbox::refs::blob_ref;
 use crate::sandbox::{Deployment, STATEROOT};
 use crate::turnstile::Turnstile;
@@ -24,6 +24,9 @@ const BLOBS: &str = "ostree/container/blob/";
 
 /// Longer than any commit to the repository takes.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What may be on its way into a file when the daemon is killed.
+pub const ON_ITS_WAY: u64 = 1 << 20;
 
 /// A host that has been upgraded once: version 2 runs, version 1 is what it can go back to.
 #[derive(Debug)]
@@ -127,13 +130,27 @@ impl Settled {
         Ok(self.host.sandbox.refs(BLOBS)?.into_iter().collect())
     }
 
-    /// Compressed bytes of the layers of `image` that have no ref.
+    /// Compressed bytes of the layers of `image` that have no ref, but for what was kept of them.
     fn missing(&self, image: &Written) -> Result<u64> {
         let here = self.layers()?;
         let missing = image.layers.iter();
         let missing = missing.filter(|digest| !here.contains(&blob_ref(digest)));
-        let sizes = missing.map(|digest| Ok(fs::metadata(self.host.layout.blob(digest))?.len()));
+        let sizes = missing.map(|digest| {
+            let size = fs::metadata(self.host.layout.blob(digest))?.len();
+            Ok(size - self.kept(digest))
+        });
         sizes.sum()
+    }
+
+    /// Bytes of a layer that is not complete that are kept for the next attempt.
+    pub fn kept(&self, digest: &str) -> u64 {
+        let hex = digest.trim_start_matches("sha256:");
+        let path = self
+            .host
+            .sandbox
+            .repo()
+            .join(format!("tmp/osteward-blob-{hex}"));
+        fs::metadata(path).map_or(0, |found| found.len())
     }
 
     /// Where in the repository the tree has a directory that every version shares.
@@ -192,6 +209,39 @@ impl Settled {
         self.check(when)?;
         self.relay.resume();
         self.host.start_daemon()
+    }
+
+    /// Kills the daemon when it has the first half of the last layer of `image`, published last; everything
+    /// passes from then on.
+    ///
+    /// # Errors
+    /// As [`Settled::check`], and when it does not come as far.
+    pub async fn kill_at_half(&mut self, image: &Written) -> Result<()> {
+        let digest = image.layers.last().context("no layers")?.clone();
+        let half = fs::metadata(self.host.layout.blob(&digest))?.len() / 2;
+        let blob = digest.clone();
+        // However many requests it is asked for with: no byte beyond the half.
+        self.relay.rule(move |request| {
+            let (first, last) = request.range();
+            match request.path.contains(&blob) {
+                true if first >= half => Way::Stop(0),
+                true if last.is_none_or(|last| last >= half) => Way::Stop(half - first),
+                _ => Way::Pass,
+            }
+        });
+        let stopped = self.start_until("downloading").await?;
+        self.relay.wait_until_stopped()?;
+        // There is no event for what was written, but it is coming.
+        let start = Instant::now();
+        while self.kept(&digest) < half - ON_ITS_WAY {
+            ensure!(start.elapsed() < PATIENCE, "nothing is kept");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.host.kill_daemon()?;
+        drop(stopped);
+        self.check("downloading")?;
+        self.relay.resume();
+        Ok(())
     }
 
     /// The next upgrade completes, fetching only what is missing; it boots, and goes back.

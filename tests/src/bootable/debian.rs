@@ -56,6 +56,9 @@ const GUEST: &[&str] = &[
 /// Directories of `/usr/share` that are not unpacked: nobody reads manuals in a test.
 const LEFT_OUT: [&str; 6] = ["doc", "info", "lintian", "locale", "man", "bash-completion"];
 
+/// What mmdebstrap is told to have `/bin` and its kin in `/usr`.
+const MERGED_USR: &str = "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr";
+
 /// Makes the tools tree.
 ///
 /// # Errors
@@ -87,7 +90,7 @@ pub(super) fn base(out: &Path, suite: Suite) -> Result<String> {
         words.extend(left_out);
         if suite == Suite::Bookworm {
             // Later releases have no other layout.
-            words.push("--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr".into());
+            words.push(MERGED_USR.into());
         }
         bootstrap(suite, &words, out)
     })
@@ -107,6 +110,21 @@ pub(super) fn podman(out: &Path, suite: Suite) -> Result<String> {
         ];
         bootstrap(suite, &words.map(str::to_owned), out)
     })
+}
+
+/// Unpacks packages, separated by commas, and all that they depend on, with `hook` run by a shell
+/// on the tree (`$1`) while the archives are still in its apt cache. None of them is installed.
+///
+/// # Errors
+/// With mmdebstrap's words.
+pub(crate) fn unpack(suite: Suite, packages: &str, hook: &str, out: &Path) -> Result<()> {
+    let mut words = vec!["--variant=extract".to_owned()];
+    words.push(format!("--include={packages}"));
+    words.push(format!("--extract-hook={hook}"));
+    if suite == Suite::Bookworm {
+        words.push(MERGED_USR.into());
+    }
+    bootstrap(suite, &words, out)
 }
 
 fn bootstrap(suite: Suite, words: &[String], out: &Path) -> Result<()> {

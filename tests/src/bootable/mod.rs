@@ -14,14 +14,14 @@ use anyhow::{Context, Result};
 
 mod bound;
 mod cpio;
-mod debian;
+pub(crate) mod debian;
 pub(crate) mod disk;
 mod grub;
 mod initramfs;
 mod layers;
 mod own;
-mod product;
-mod registry_data;
+pub(crate) mod product;
+pub(crate) mod registry_data;
 mod tree;
 mod versions;
 

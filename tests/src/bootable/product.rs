@@ -19,7 +19,7 @@ use crate::process::{command, run};
 ///
 /// # Errors
 /// When the directory is not writable.
-pub(super) fn lock(work: &Path) -> Result<File> {
+pub(crate) fn lock(work: &Path) -> Result<File> {
     let file = File::create(work.join("lock"))?;
     if file.try_lock().is_err() {
         eprintln!(
@@ -36,7 +36,7 @@ pub(super) fn lock(work: &Path) -> Result<File> {
 ///
 /// # Errors
 /// Those of `make`, [`InUse`], and when files cannot be removed or renamed.
-pub(super) fn product(
+pub(crate) fn product(
     path: &Path,
     inputs: &[&str],
     make: impl FnOnce(&Path) -> Result<()>,

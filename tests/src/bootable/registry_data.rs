@@ -11,7 +11,8 @@ use anyhow::{Context, Result};
 
 use super::product::product;
 use super::{Bootable, Suite};
-use crate::image::Layout;
+use crate::image::delta::Delta;
+use crate::image::{Layout, Written};
 use crate::process::{command, run};
 
 const ROOT: &str = "docker/registry/v2";
@@ -23,24 +24,69 @@ const ROOT: &str = "docker/registry/v2";
 pub(super) fn make(out: &Path, layout: &Layout, suite: Suite, images_key: &str) -> Result<String> {
     let inputs = [images_key, include_str!("registry_data.rs")];
     product(out, &inputs, |out| {
-        let root = out.join(ROOT);
-        let repository = root.join("repositories").join(suite.repository());
         for tag in layout.tags()? {
-            let image = layout.find(&tag)?;
-            let blobs = image.layers.iter().chain([&image.config_digest]);
-            for digest in blobs {
-                keep_blob(&root, layout, digest)?;
-                link(&repository.join("_layers"), digest)?;
-            }
-            keep_blob(&root, layout, &image.digest)?;
-            let manifests = repository.join("_manifests");
-            link(&manifests.join("revisions"), &image.digest)?;
-            let tag = manifests.join("tags").join(tag);
-            link(&tag.join("index"), &image.digest)?;
-            write_link(&tag.join("current"), &image.digest)?;
+            keep(out, suite.repository(), &tag, layout, &layout.find(&tag)?)?;
         }
         Ok(())
     })
+}
+
+/// Gives an image of a layout a name in the data directory `data`, also while the registry runs: it
+/// reads the files of tags anew each time.
+///
+/// # Errors
+/// When the layout is incomplete, or on another file system.
+pub(crate) fn keep(
+    data: &Path,
+    repository: &str,
+    tag: &str,
+    layout: &Layout,
+    image: &Written,
+) -> Result<()> {
+    let blobs = image.layers.iter().chain([&image.config_digest]);
+    keep_manifest(data, repository, layout, &image.digest, blobs)?;
+    name(data, repository, tag, &image.digest)
+}
+
+/// As [`keep`], with what is beside an image, under the tag where it is looked for.
+///
+/// # Errors
+/// As [`keep`].
+pub(crate) fn keep_delta(
+    data: &Path,
+    repository: &str,
+    layout: &Layout,
+    delta: &Delta,
+) -> Result<()> {
+    keep_manifest(data, repository, layout, &delta.manifest, &delta.blobs)?;
+    keep_manifest(data, repository, layout, &delta.list, [])?;
+    name(data, repository, &delta.tag, &delta.list)
+}
+
+/// Without a name.
+fn keep_manifest<'a>(
+    data: &Path,
+    repository: &str,
+    layout: &Layout,
+    manifest: &str,
+    blobs: impl IntoIterator<Item = &'a String>,
+) -> Result<()> {
+    let root = data.join(ROOT);
+    let repository = root.join("repositories").join(repository);
+    for digest in blobs {
+        keep_blob(&root, layout, digest)?;
+        link(&repository.join("_layers"), digest)?;
+    }
+    keep_blob(&root, layout, manifest)?;
+    link(&repository.join("_manifests/revisions"), manifest)
+}
+
+/// Lets a tag mean a manifest that is there.
+fn name(data: &Path, repository: &str, tag: &str, manifest: &str) -> Result<()> {
+    let repository = data.join(ROOT).join("repositories").join(repository);
+    let tag = repository.join("_manifests/tags").join(tag);
+    link(&tag.join("index"), manifest)?;
+    write_link(&tag.join("current"), manifest)
 }
 
 /// Fills the data directory `data` of a registry that does not run yet with the images of all

@@ -3,15 +3,19 @@
 //! Invariant: the digests of a [`Blob`] are those of what was written, unless the layer was
 //! told to lie about them.
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::fs;
+use std::io::{self, BufReader, BufWriter, Seek, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use serde_json::Value;
-use sha2::{Digest, Sha256};
+use serde_json::{Value, json};
 
+use super::chunked::{self, Annotations, Lie, Style};
 use super::entry::{Entry, Kind, LongNames, write_end};
+use super::hashing::{Counting, Hashing};
+
+/// What GNU tar writes at once.
+const RECORD: u64 = 20 * 512;
 
 /// How a layer's tar is compressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,13 +27,19 @@ pub enum Compression {
     Zstd,
     /// Not at all.
     Plain,
+    /// With a table of contents; annotations of the manifest say where.
+    Chunked(Style),
 }
 
 impl Compression {
     fn media_type(self) -> &'static str {
         match self {
-            Self::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
-            Self::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
+            Self::Gzip | Self::Chunked(Style::Stargz) => {
+                "application/vnd.oci.image.layer.v1.tar+gzip"
+            }
+            Self::Zstd | Self::Chunked(Style::Modern | Style::Old) => {
+                "application/vnd.oci.image.layer.v1.tar+zstd"
+            }
             Self::Plain => "application/vnd.oci.image.layer.v1.tar",
         }
     }
@@ -42,6 +52,9 @@ pub struct Layer {
     compression: Compression,
     false_diff_id: bool,
     quickly: bool,
+    in_records: bool,
+    lie: Option<Lie>,
+    annotations: Annotations,
 }
 
 impl Layer {
@@ -145,6 +158,27 @@ impl Layer {
         self
     }
 
+    /// Makes the table of contents lie, of a layer that has one.
+    #[must_use]
+    pub fn lie(mut self, lie: Lie) -> Self {
+        self.lie = Some(lie);
+        self
+    }
+
+    /// Sets an annotation of the layer in the manifest, whatever the compression says there.
+    #[must_use]
+    pub fn annotation(mut self, key: &str, value: &str) -> Self {
+        self.annotations.insert(key.into(), value.into());
+        self
+    }
+
+    /// Fills the tar up to a multiple of 10,240 bytes at its end, as GNU tar does.
+    #[must_use]
+    pub fn in_records(mut self) -> Self {
+        self.in_records = true;
+        self
+    }
+
     fn change(mut self, change: impl FnOnce(&mut Entry)) -> Self {
         if let Some(last) = self.entries.last_mut() {
             change(last);
@@ -163,11 +197,17 @@ impl Layer {
     ///
     /// # Errors
     /// When `out` fails or a file on disk cannot be read.
-    pub fn write_tar(&self, mut out: &mut impl Write) -> Result<()> {
+    pub fn write_tar(&self, out: &mut impl Write) -> Result<()> {
+        let mut out = Counting { out, size: 0 };
         for entry in &self.entries {
             entry.write(&mut out)?;
         }
-        write_end(&mut out)
+        write_end(&mut out)?;
+        if self.in_records {
+            let over = (out.size % RECORD) as usize;
+            out.write_all(&[0; RECORD as usize][over..])?;
+        }
+        Ok(())
     }
 
     /// Writes the blob into `dir` under its digest's hexadecimal name.
@@ -177,11 +217,25 @@ impl Layer {
     pub fn write_blob(&self, dir: &Path) -> Result<Blob> {
         let partial = tempfile::NamedTempFile::new_in(dir).context("creating a blob")?;
         let compressed = Hashing::new(BufWriter::new(partial));
-        let (compressed, mut diff_id) = self.compress(compressed)?;
+        let (compressed, mut diff_id, mut annotations) = match self.compression {
+            Compression::Chunked(style) => self.compress_chunked(compressed, style, dir)?,
+            _ => {
+                let (compressed, diff_id) = self.compress(compressed)?;
+                (compressed, diff_id, Annotations::new())
+            }
+        };
+        annotations.extend(self.annotations.clone());
         let (writer, digest, size) = compressed.finish();
         let partial = writer
             .into_inner()
             .map_err(io::IntoInnerError::into_error)?;
+        if self.compression == Compression::Chunked(Style::Stargz) {
+            // The table of contents is in the tar, too.
+            let blob = BufReader::new(partial.reopen()?);
+            let mut tar = Hashing::new(io::sink());
+            io::copy(&mut flate2::bufread::MultiGzDecoder::new(blob), &mut tar)?;
+            diff_id = tar.finish().1;
+        }
         if self.false_diff_id {
             diff_id = flip(&diff_id);
         }
@@ -194,6 +248,7 @@ impl Layer {
             digest: format!("sha256:{digest}"),
             diff_id: format!("sha256:{diff_id}"),
             size,
+            annotations,
         })
     }
 
@@ -208,7 +263,7 @@ impl Layer {
     fn compress<W: Write>(&self, out: W) -> Result<(W, String)> {
         let (gzip, zstd) = if self.quickly { (1, 1) } else { (6, 3) };
         Ok(match self.compression {
-            Compression::Plain => self.hash_tar(out)?,
+            Compression::Plain | Compression::Chunked(_) => self.hash_tar(out)?,
             Compression::Gzip => {
                 let level = flate2::Compression::new(gzip);
                 let (gzip, id) = self.hash_tar(flate2::write::GzEncoder::new(out, level))?;
@@ -219,6 +274,21 @@ impl Layer {
                 (zstd.finish()?, id)
             }
         })
+    }
+
+    /// Writes the tar to a file of `dir` first, because it is read, and not written, piece by piece.
+    fn compress_chunked<W: Write>(
+        &self,
+        mut out: W,
+        style: Style,
+        dir: &Path,
+    ) -> Result<(W, String, Annotations)> {
+        let (mut tar, diff_id) = self.hash_tar(tempfile::tempfile_in(dir)?)?;
+        tar.rewind()?;
+        let level = if self.quickly { 1 } else { 3 };
+        let lie = self.lie.as_ref();
+        let annotations = chunked::compress_with(BufReader::new(tar), &mut out, level, style, lie)?;
+        Ok((out, diff_id, annotations))
     }
 
     fn hash_tar<W: Write>(&self, out: W) -> Result<(W, String)> {
@@ -243,6 +313,8 @@ pub struct Blob {
     pub diff_id: String,
     /// Bytes of the blob.
     pub size: u64,
+    /// Of the layer's descriptor.
+    pub annotations: Annotations,
 }
 
 impl Blob {
@@ -258,7 +330,26 @@ impl Blob {
             digest: layer["digest"].as_str()?.to_owned(),
             diff_id: diff_id.as_str()?.to_owned(),
             size: layer["size"].as_u64()?,
+            annotations: match layer.get("annotations") {
+                Some(annotations) => serde_json::from_value(annotations.clone()).ok()?,
+                None => Annotations::new(),
+            },
         })
+    }
+
+    /// Its descriptor in a manifest.
+    pub(super) fn to_json(&self) -> Value {
+        let Self {
+            media_type,
+            digest,
+            size,
+            ..
+        } = self;
+        let mut layer = json!({"mediaType": media_type, "digest": digest, "size": size});
+        if !self.annotations.is_empty() {
+            layer["annotations"] = json!(self.annotations);
+        }
+        layer
     }
 }
 
@@ -266,53 +357,4 @@ impl Blob {
 fn flip(hex: &str) -> String {
     let first = if hex.starts_with('0') { '1' } else { '0' };
     format!("{first}{}", &hex[1..])
-}
-
-/// Lower-case hexadecimal SHA-256 of a file.
-///
-/// # Errors
-/// When it cannot be read.
-pub fn sha256_of_file(path: &Path) -> Result<String> {
-    let mut file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
-    let mut hash = Hashing::new(io::sink());
-    io::copy(&mut file, &mut hash)?;
-    Ok(hash.finish().1)
-}
-
-/// Passes bytes on, counting and hashing them.
-pub(super) struct Hashing<W> {
-    out: W,
-    hash: Sha256,
-    size: u64,
-}
-
-impl<W: Write> Hashing<W> {
-    pub(super) fn new(out: W) -> Self {
-        Self {
-            out,
-            hash: Sha256::new(),
-            size: 0,
-        }
-    }
-
-    pub(super) fn finish(self) -> (W, String, u64) {
-        (self.out, hex(&self.hash.finalize()), self.size)
-    }
-}
-
-impl<W: Write> Write for Hashing<W> {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let written = self.out.write(data)?;
-        self.hash.update(&data[..written]);
-        self.size += written as u64;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,6 +1,7 @@
 //! An OCI image layout directory: blobs by digest, and an index of names.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -9,7 +10,7 @@ use serde_json::{Value, json};
 use super::{Written, sha256_of_file};
 use crate::process::{command, run};
 
-const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub(super) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 /// An OCI image layout directory.
@@ -58,9 +59,15 @@ impl Layout {
         let bytes = serde_json::to_vec(value)?;
         let partial = self.path.join("partial");
         fs::write(&partial, &bytes).context("writing a blob")?;
-        let digest = format!("sha256:{}", sha256_of_file(&partial)?);
-        fs::rename(&partial, self.blob(&digest))?;
-        Ok(json!({"mediaType": media_type, "digest": digest, "size": bytes.len()}))
+        self.take_in(&partial, media_type)
+    }
+
+    /// Makes a file of the layout's directory a blob; returns its descriptor.
+    pub(super) fn take_in(&self, partial: &Path, media_type: &str) -> Result<Value> {
+        let digest = format!("sha256:{}", sha256_of_file(partial)?);
+        let size = fs::metadata(partial)?.len();
+        fs::rename(partial, self.blob(&digest)).context("naming a blob")?;
+        Ok(json!({"mediaType": media_type, "digest": digest, "size": size}))
     }
 
     fn manifests(&self) -> Result<Vec<Value>> {
@@ -122,13 +129,17 @@ impl Layout {
     /// # Errors
     /// When there is no such tag.
     pub fn find(&self, tag: &str) -> Result<Written> {
-        let descriptor = self
-            .manifests()?
-            .into_iter()
-            .find(|descriptor| descriptor["annotations"][REF_NAME] == tag)
-            .with_context(|| format!("no image {tag} in {}", self.path.display()))?;
+        let descriptor = self.descriptor(tag)?;
         let manifest = self.json(&Written::digest_of(&descriptor)?)?;
         Written::new(descriptor, &manifest)
+    }
+
+    /// What has this name.
+    pub(super) fn descriptor(&self, tag: &str) -> Result<Value> {
+        let mut manifests = self.manifests()?.into_iter();
+        manifests
+            .find(|descriptor| descriptor["annotations"][REF_NAME] == tag)
+            .with_context(|| format!("no image {tag} in {}", self.path.display()))
     }
 
     /// The names of all images, in the order they were given.
@@ -175,6 +186,22 @@ impl Layout {
         ];
         run(command(words).args(["--dest-tls-verify=false", &source, &target])).map(drop)
     }
+}
+
+/// The tar of a layer, out of a blob whose compression is recognised by its first bytes.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn open_tar(blob: &Path) -> Result<Box<dyn Read>> {
+    let mut source = File::open(blob).with_context(|| format!("opening {}", blob.display()))?;
+    let mut magic = [0; 4];
+    source.read_exact(&mut magic)?;
+    source.rewind()?;
+    Ok(match magic {
+        [0x1f, 0x8b, ..] => Box::new(flate2::read::MultiGzDecoder::new(source)),
+        [0x28, 0xb5, 0x2f, 0xfd] => Box::new(zstd::Decoder::new(source)?),
+        _ => Box::new(source),
+    })
 }
 
 fn read_json(path: &Path) -> Result<Value> {

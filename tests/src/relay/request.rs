@@ -28,6 +28,16 @@ impl Request {
         found.map(|(_, value)| value)
     }
 
+    /// The first byte that is asked for, and the last if that is said.
+    pub fn range(&self) -> (u64, Option<u64>) {
+        let range = self.header("range");
+        let range = range.and_then(|text| text.strip_prefix("bytes=")?.split_once('-'));
+        let Some((first, last)) = range else {
+            return (0, None);
+        };
+        (first.parse().unwrap_or(0), last.parse().ok())
+    }
+
     pub(super) fn without_range(&self) -> Vec<u8> {
         let lines = self.head.split_inclusive("\r\n");
         let kept = lines.filter(|line| !line.to_ascii_lowercase().starts_with("range:"));

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::refs::{blob_ref, image_ref, source_of_origin};
 use super::{FirstDeployment, Options, STATEROOT};
-use crate::image::{Layout, os_tree};
+use crate::image::{Layout, open_tar, os_tree};
 use crate::process::{command, run};
 
 /// A sysroot directory as `bootc install` leaves it.
@@ -205,18 +205,8 @@ impl Sysroot {
     }
 }
 
-/// Decompresses a layer blob, recognised by its first bytes.
+/// Decompresses a layer blob.
 fn unpack(blob: &Path, tar: &Path) -> Result<()> {
-    use std::io::{Read, Seek};
-    let mut source = fs::File::open(blob).with_context(|| format!("opening {}", blob.display()))?;
-    let mut magic = [0; 4];
-    source.read_exact(&mut magic)?;
-    source.rewind()?;
-    let mut reader: Box<dyn Read> = match magic {
-        [0x1f, 0x8b, ..] => Box::new(flate2::read::MultiGzDecoder::new(source)),
-        [0x28, 0xb5, 0x2f, 0xfd] => Box::new(zstd::Decoder::new(source)?),
-        _ => Box::new(source),
-    };
-    std::io::copy(&mut reader, &mut fs::File::create(tar)?)?;
+    std::io::copy(&mut open_tar(blob)?, &mut fs::File::create(tar)?)?;
     Ok(())
 }
