@@ -20,6 +20,9 @@ const DIRECTORIES: [&str; 4] = [
     "etc/osteward",
 ];
 
+/// Lower rates are mistakes: half of them, for the background, would be silence to a server.
+const LEAST_RATE: u64 = 16 << 10;
+
 /// What the daemon runs with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -41,6 +44,8 @@ pub struct Config {
     pub max_manifest_size: u64,
     /// Cap on a layer as it is transferred, in bytes.
     pub max_layer_size: u64,
+    /// Most bytes of layers a second; the background gets half of it. Zero: as many as come.
+    pub max_rate: u64,
     /// Layers fetched and written side by side, 1 to 8.
     pub parallel_layers: usize,
     /// What a check may fetch of layers to tell which packages differ, in bytes. Zero: nothing.
@@ -59,6 +64,7 @@ impl Default for Config {
             retry_time: Duration::from_secs(120),
             max_manifest_size: 4 << 20,
             max_layer_size: 32 << 30,
+            max_rate: 0,
             parallel_layers: 3,
             max_peek_size: 8 << 20,
         }
@@ -123,6 +129,7 @@ struct RegistryFragment {
     retry_time: Option<String>,
     max_manifest_size: Option<u64>,
     max_layer_size: Option<u64>,
+    max_rate: Option<u64>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -168,6 +175,7 @@ impl Fragment {
             retry_time: high.retry_time.or(low.retry_time),
             max_manifest_size: high.max_manifest_size.or(low.max_manifest_size),
             max_layer_size: high.max_layer_size.or(low.max_layer_size),
+            max_rate: high.max_rate.or(low.max_rate),
         };
         let (low, high) = (
             self.import.unwrap_or_default(),
@@ -214,6 +222,16 @@ impl Fragment {
                 problem: format!("is {parallel_layers}, not 1 to 8"),
             });
         }
+        let max_rate = registry.max_rate.unwrap_or(defaults.max_rate);
+        if (1..LEAST_RATE).contains(&max_rate) {
+            return Err(Error::Value {
+                origin: origin.to_owned(),
+                key: "registry.max_rate",
+                problem: format!(
+                    "is {max_rate}, not 0 (no limit) or at least {LEAST_RATE} bytes a second"
+                ),
+            });
+        }
         Ok(Config {
             idle_timeout: duration(
                 "daemon.idle_timeout",
@@ -246,6 +264,7 @@ impl Fragment {
                 .max_manifest_size
                 .unwrap_or(defaults.max_manifest_size),
             max_layer_size: registry.max_layer_size.unwrap_or(defaults.max_layer_size),
+            max_rate,
             parallel_layers,
             max_peek_size: check.max_peek_size.unwrap_or(defaults.max_peek_size),
         })
@@ -320,84 +339,4 @@ pub fn load(root: &Path) -> Result<(Config, Vec<String>), Error> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn write(root: &Path, name: &str, text: &str) {
-        let path = root.join(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, text).unwrap();
-    }
-
-    #[test]
-    fn nothing_configured_is_the_default() {
-        let root = tempfile::tempdir().unwrap();
-        assert_eq!(load(root.path()).unwrap(), (Config::default(), vec![]));
-    }
-
-    #[test]
-    fn later_files_replace_scalars_and_arrays() {
-        let root = tempfile::tempdir().unwrap();
-        write(
-            root.path(),
-            "usr/lib/osteward/osteward.toml",
-            "[registry]\ninsecure=[\"a\"]\nread_timeout=\"5s\"",
-        );
-        write(
-            root.path(),
-            "etc/osteward/config.d/20.toml",
-            "[registry]\ninsecure=[\"b\",\"c\"]",
-        );
-        write(
-            root.path(),
-            "usr/lib/osteward/config.d/90.toml",
-            "[daemon]\nidle_timeout=\"2min\"",
-        );
-        let (config, _) = load(root.path()).unwrap();
-        assert_eq!(config.insecure, ["b", "c"]);
-        assert_eq!(config.read_timeout, Duration::from_secs(5));
-        assert_eq!(config.idle_timeout, Duration::from_secs(120));
-    }
-
-    #[test]
-    fn same_name_in_a_higher_directory_replaces_and_an_empty_file_masks() {
-        let root = tempfile::tempdir().unwrap();
-        write(
-            root.path(),
-            "usr/lib/osteward/config.d/10.toml",
-            "[import]\nparallel_layers=7",
-        );
-        write(
-            root.path(),
-            "usr/lib/osteward/config.d/11.toml",
-            "[daemon]\nlock_wait=\"9s\"",
-        );
-        write(root.path(), "etc/osteward/config.d/10.toml", "");
-        write(root.path(), "etc/osteward/config.d/README", "");
-        let (config, warnings) = load(root.path()).unwrap();
-        assert_eq!(config.parallel_layers, 3);
-        assert_eq!(config.lock_wait, Duration::from_secs(9));
-        assert!(warnings[0].ends_with("README is ignored: its name does not end in .toml"));
-    }
-
-    #[test]
-    fn errors_name_file_line_and_key() {
-        for (text, expected) in [
-            ("[registry]\ninsecur = []", "unknown field `insecur`"),
-            ("[registry]\ninsecure = 3", "line 2"),
-            ("[regstry]", "unknown field `regstry`"),
-            ("[daemon]\nidle_timeout = \"soon\"", "daemon.idle_timeout"),
-            ("[registry]\nretry_time = \"1\"", "registry.retry_time"),
-            ("[import]\nparallel_layers = 0", "import.parallel_layers"),
-            ("[daemon", "line 1"),
-        ] {
-            let root = tempfile::tempdir().unwrap();
-            write(root.path(), "etc/osteward/config.d/x.toml", text);
-            let error = load(root.path()).unwrap_err().to_string();
-            assert!(
-                error.contains("config.d/x.toml") && error.contains(expected),
-                "{text}: {error}"
-            );
-        }
-    }
-}
+mod tests;

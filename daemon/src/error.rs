@@ -230,7 +230,7 @@ fn image_to_bus(error: &image::Error, text: String) -> Bus {
         image::Error::NotFound { .. } => Bus::ImageNotFound(text),
         image::Error::DigestGone { .. } => Bus::DigestGone(text),
         image::Error::DigestMismatch { .. } => Bus::DigestMismatch(text),
-        image::Error::Protocol { .. } => Bus::RegistryError(text),
+        image::Error::Protocol { .. } | image::Error::NoRanges => Bus::RegistryError(text),
         image::Error::Invalid { .. } => Bus::ImageInvalid(text),
         image::Error::Reference { .. } => Bus::InvalidArgs(text),
         image::Error::Io { .. } => Bus::ImageNotFound(text),

@@ -11,7 +11,9 @@
 //! 8. the `sysroot` thread stages it under the lock that all ostree tools share;
 //! 9. `engine` looks at the sysroot again and publishes; `service` tells the bus.
 
+pub mod chunked;
 pub mod config;
+pub mod delta;
 pub mod engine;
 pub mod error;
 pub mod etc;

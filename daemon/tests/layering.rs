@@ -15,7 +15,12 @@ mod layering {
         ("observe", &[]),
         ("packages", &[]),
         ("image", &[]),
-        ("import", &["etc", "image", "kargs", "packages"]),
+        ("chunked", &["image"]),
+        ("delta", &["image"]),
+        (
+            "import",
+            &["chunked", "delta", "etc", "image", "kargs", "packages"],
+        ),
         ("sysroot", &["image", "kargs"]),
         (
             "error",
@@ -26,8 +31,8 @@ mod layering {
         (
             "jobs",
             &[
-                "config", "error", "etc", "image", "import", "inhibit", "kargs", "observe",
-                "packages", "record", "state", "sysroot",
+                "config", "delta", "error", "etc", "image", "import", "inhibit", "kargs",
+                "observe", "packages", "record", "state", "sysroot",
             ],
         ),
         (

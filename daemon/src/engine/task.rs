@@ -21,6 +21,8 @@ use super::status::{Look, Status};
 use super::{Command, Loaded, Parts};
 use crate::config::Config;
 use crate::error::Error;
+use crate::image::Remembered;
+use crate::image::reference::ImageReference;
 use crate::inhibit::Inhibitors;
 use crate::jobs::downloads::Downloads;
 use crate::jobs::packages::Packages;
@@ -39,6 +41,7 @@ pub(super) struct Task {
     downloads: Downloads,
     /// Remembers what earlier processes read; over before the first look is.
     earlier: Option<JoinHandle<()>>,
+    registries: Remembered,
     jobs: Roster,
     chronicle: Chronicle,
     /// What the history will say of jobs that have not ended.
@@ -66,6 +69,7 @@ impl Task {
         publish: watch::Sender<Arc<Status>>,
         commands: mpsc::Sender<Command>,
     ) -> Self {
+        let chronicle = Chronicle::open(&parts.state_directory, &parts.runtime_directory);
         Self {
             config: Arc::new(parts.config.clone().unwrap_or_default()),
             quarantine: Arc::new(Mutex::new(quarantine(&parts))),
@@ -74,7 +78,8 @@ impl Task {
             downloads: Downloads::default(),
             earlier: None,
             jobs: Roster::default(),
-            chronicle: Chronicle::open(&parts.state_directory, &parts.runtime_directory),
+            registries: registries(&chronicle),
+            chronicle,
             entries: HashMap::new(),
             last_number: 0,
             inhibitors,
@@ -276,6 +281,18 @@ impl Task {
         warnings.extend(self.chronicle.warning().map(str::to_owned));
         warnings
     }
+}
+
+/// What the process before this one found out about registries.
+fn registries(chronicle: &Chronicle) -> Remembered {
+    let registries = Remembered::default();
+    if let Some(check) = chronicle.last_check()
+        && let Some(server) = &check.token_server
+        && let Ok(reference) = check.reference.parse::<ImageReference>()
+    {
+        registries.expect_token_server(&reference.canonical(), server.clone());
+    }
+    registries
 }
 
 fn quarantine(parts: &Parts) -> Result<Quarantine, record::Error> {

@@ -34,7 +34,8 @@ pub(super) fn sized(
     ))
 }
 
-/// Reads a small blob into memory. The stream must be a [`sized`] one.
+/// Reads a small blob into memory. The stream must be a [`sized`] one, or one that sees to its size itself as
+/// those of registries do.
 pub(super) async fn collect(mut stream: ByteStream) -> Result<Bytes, Error> {
     let mut bytes = BytesMut::new();
     while let Some(chunk) = stream.next().await.transpose()? {

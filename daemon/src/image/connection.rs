@@ -190,6 +190,8 @@ fn build(
             .user_agent(&config.user_agent)
             .connect_timeout(config.connect_timeout)
             .https_only(!plain_http)
+            // Where one place led to can be signed, and is nothing that the next has to know.
+            .referer(false)
             .redirect(match redirects {
                 Redirects::Follow => Policy::limited(MAX_REDIRECTS),
                 Redirects::Refuse => Policy::none(),
@@ -313,7 +315,8 @@ pub(super) fn may_be_plain(url: &Url, insecure: &[String]) -> bool {
     }
 }
 
-fn is_loopback(host: &str) -> bool {
+/// Whether what is said to a host, `HOST[:PORT]`, stays on this one.
+pub(super) fn is_loopback(host: &str) -> bool {
     let name = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, _)) => address,
         None => host.split(':').next().unwrap_or(host),

@@ -89,6 +89,9 @@ pub enum Error {
         /// What it answered.
         reason: String,
     },
+    /// The source gives blobs as a whole only.
+    #[error("parts of a layer are not to be had there; fetch all of it")]
+    NoRanges,
     /// What was found is not an image that can be imported here.
     #[error(transparent)]
     Invalid(LayoutError),

@@ -5,6 +5,7 @@
 
 use oci_spec::image::{Descriptor, ImageConfiguration, ImageManifest};
 
+use super::chunked::Chunked;
 use super::layout::{LayoutError, digest_of, labels};
 use super::manifest::layer_compression;
 use super::reference::Digest;
@@ -60,6 +61,10 @@ pub struct Layer {
     pub diff_id: Digest,
     /// What is in it.
     pub kind: LayerKind,
+    /// Says where the table of contents is, if the blob has one of use.
+    pub chunked: Option<Chunked>,
+    /// Why that is not so although the manifest says something about one.
+    pub not_chunked: Option<String>,
 }
 
 impl Layer {
@@ -98,8 +103,17 @@ pub(super) fn layers(
                 media_type: media_type.to_owned(),
             });
         };
+        // It only saves bytes, so that annotations of no use are no error.
+        let annotations = descriptor.annotations().as_ref();
+        let (chunked, not_chunked) = match Chunked::of(annotations, descriptor.size(), compression)
+        {
+            Ok(chunked) => (chunked, None),
+            Err(reason) => (None, Some(reason)),
+        };
         layers.push(Layer {
             index,
+            chunked,
+            not_chunked,
             digest,
             size: descriptor.size(),
             compression,
@@ -150,6 +164,8 @@ pub(super) fn layers_without_config(manifest: &ImageManifest) -> Result<Vec<Laye
             diff_id: digest.clone(),
             digest,
             kind: LayerKind::Plain,
+            chunked: None,
+            not_chunked: None,
         })
     };
     manifest.layers().iter().enumerate().map(layer).collect()
@@ -207,5 +223,26 @@ mod tests {
         );
         let error = parse(&image("amd64", &label, &[b"a", b"c"])).unwrap_err();
         assert_eq!(error, LayoutError::FinalDiffId(end));
+    }
+
+    #[test]
+    fn annotations_of_no_use_cost_only_the_saving() {
+        const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+        const PREFIX: &str = "io.github.containers.zstd-chunked.";
+        let mut given = image("amd64", &[], &[&[b'a'; 2000], b"b"]);
+        let digest = given.manifest["layers"][0]["digest"].clone();
+        for layer in 0..2 {
+            let layer = &mut given.manifest["layers"][layer];
+            layer["mediaType"] = ZSTD.into();
+            layer["annotations"][format!("{PREFIX}manifest-checksum")] = digest.clone();
+            layer["annotations"][format!("{PREFIX}manifest-position")] = "1000:500:4000:1".into();
+        }
+        let layers = parse(&given).unwrap().layers;
+        let chunked = layers[0].chunked.as_ref().unwrap();
+        assert_eq!((chunked.toc.offset, chunked.toc.end()), (1000, 1500));
+        assert_eq!(layers[0].not_chunked, None);
+        // That layer is too short for it.
+        assert_eq!((layers[1].size, &layers[1].chunked), (1, &None));
+        assert!(layers[1].not_chunked.is_some());
     }
 }

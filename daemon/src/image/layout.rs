@@ -170,6 +170,11 @@ impl Image {
         }
     }
 
+    /// The digest that its reference was served under: that of the index that led to it, if one did.
+    pub fn served(&self) -> &Digest {
+        self.index_digest.as_ref().unwrap_or(&self.digest)
+    }
+
     /// The version for display, if the image states one.
     pub fn version(&self) -> Option<&str> {
         // It becomes part of boot entries.

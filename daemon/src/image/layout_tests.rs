@@ -177,21 +177,26 @@ async fn blobs_stream_in_chunks() {
     layout.write_index(&[descriptor(MANIFEST, &bytes(&given.manifest))]);
     let source = layout.source("");
     let found = source.resolve(None).await.unwrap();
-    let stream = source.blob(&found.layers[0]).await.unwrap();
+    let stream = source.blob(&found.layers[0], 0).await.unwrap();
     assert_eq!(blob::collect(stream).await.unwrap(), content);
+    let rest = source.blob(&found.layers[0], 700_000).await.unwrap();
+    assert_eq!(blob::collect(rest).await.unwrap(), content[700_000..]);
+    assert!(source.has_parts());
+    let part = source.part(&found.layers[0], 3..300_000).await.unwrap();
+    assert_eq!(blob::collect(part).await.unwrap(), content[3..300_000]);
 
     let path = layout.blob(&found.layers[0].digest);
     std::fs::write(&path, &content[1..]).unwrap();
-    let error = source.blob(&found.layers[0]).await.err().unwrap();
+    let error = source.blob(&found.layers[0], 0).await.err().unwrap();
     assert!(
         matches!(error, Error::Invalid(LayoutError::BlobSize { .. })),
         "{error}"
     );
     std::fs::remove_file(&path).unwrap();
-    let error = source.blob(&found.layers[0]).await.err().unwrap();
+    let error = source.blob(&found.layers[0], 0).await.err().unwrap();
     assert!(matches!(error, Error::NotFound { .. }), "{error}");
     std::fs::create_dir(&path).unwrap();
-    let error = source.blob(&found.layers[0]).await.err().unwrap();
+    let error = source.blob(&found.layers[0], 0).await.err().unwrap();
     assert!(matches!(error, Error::Io { .. }), "{error}");
 }
 
@@ -294,7 +299,7 @@ async fn archives_are_read_where_they_lie_and_compressed_ones_too() {
         source.resolve(None).await.unwrap();
         // Everything is read through the file that is open, wherever its name leads now.
         std::fs::remove_file(&path).unwrap();
-        let stream = source.blob(&found.layers[0]).await.unwrap();
+        let stream = source.blob(&found.layers[0], 0).await.unwrap();
         assert_eq!(blob::collect(stream).await.unwrap(), content);
     }
     let gone = format!("oci-archive:{}/os.tar", directory.path().display());
@@ -324,7 +329,7 @@ async fn what_is_handed_over_is_read_through_its_descriptor() {
         let source = Source::handed(&handed, Some("2"), &config());
         let found = source.resolve(None).await.unwrap();
         assert_eq!(found.digest, two.digest());
-        let stream = source.blob(&found.layers[0]).await.unwrap();
+        let stream = source.blob(&found.layers[0], 0).await.unwrap();
         assert_eq!(blob::collect(stream).await.unwrap(), b"two".as_slice());
         let error = Source::handed(&handed, None, &config()).resolve(None).await;
         let error = error.unwrap_err().to_string();

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -194,6 +195,17 @@ impl Member {
             length,
             shown,
         })
+    }
+
+    /// Only these bytes of it, as far as they are there.
+    pub(super) fn part(self, range: &Range<u64>) -> Member {
+        let end = range.end.min(self.length);
+        let start = range.start.min(end);
+        Member {
+            offset: self.offset + start,
+            length: end - start,
+            ..self
+        }
     }
 
     /// The content in pieces; it ends early when the file got shorter.

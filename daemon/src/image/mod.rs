@@ -9,6 +9,7 @@ mod answer;
 mod archive;
 mod auth;
 mod blob;
+pub mod chunked;
 mod connection;
 mod digest;
 mod error;
@@ -19,19 +20,27 @@ pub mod layout;
 mod manifest;
 mod members;
 mod oci_layout;
+mod open;
 mod origin;
+mod pace;
+mod parallel;
 mod proxies;
+mod redirected;
 pub mod ref_name;
 pub mod reference;
+mod referrers;
 mod registry;
+mod remembered;
 mod retry;
-mod rfc3339;
+pub(crate) mod rfc3339;
 mod session;
 mod spool;
 mod storage;
+mod throttle;
 mod token;
 mod transfer;
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -47,11 +56,15 @@ use self::layout::{Image, LayoutError, host_architecture};
 use self::manifest::{Document, select_platform};
 pub use self::members::Handed;
 use self::oci_layout::{OciLayout, Place};
+pub use self::pace::Pace;
 pub use self::proxies::Proxies;
 use self::reference::{Digest, ImageReference};
+pub use self::referrers::Referrer;
 use self::registry::Registry;
+pub use self::remembered::Remembered;
 pub use self::retry::{Backoff, Listener, Notice};
 use self::storage::Storage;
+use self::transfer::{Otherwise, Transfer};
 
 /// How requests introduce themselves unless configured otherwise.
 const USER_AGENT: &str = concat!("osteward/", env!("CARGO_PKG_VERSION"));
@@ -79,6 +92,12 @@ pub struct RegistryConfig {
     pub max_manifest_bytes: u64,
     /// Longest layer that is fetched, in bytes.
     pub max_layer_bytes: u64,
+    /// Most bytes of blobs a second, over all sources that share `remembered`; zero: as many as come.
+    pub max_rate: u64,
+    /// Nobody waits for what is fetched: it gets half of `max_rate`, and leaves the rest to others.
+    pub background: bool,
+    /// What is known of registries by now.
+    pub remembered: Remembered,
     /// The way out.
     pub proxies: Proxies,
     /// Is told when a request is waited for and made again.
@@ -101,6 +120,9 @@ impl Default for RegistryConfig {
             backoff: Backoff::default(),
             max_manifest_bytes: 4 << 20,
             max_layer_bytes: 32 << 30,
+            max_rate: 0,
+            background: false,
+            remembered: Remembered::default(),
             proxies: Proxies::default(),
             listener: Listener::default(),
             here: Here::default(),
@@ -195,6 +217,19 @@ impl Source {
         }))
     }
 
+    /// Whether the reference still means the manifest or the index of this digest, for the price of one
+    /// small request. `false` says nothing: what it means has to be [resolved](Source::resolve) then.
+    ///
+    /// # Errors
+    /// What can happen on a network.
+    pub async fn still_means(&self, known: &Digest) -> Result<bool, Error> {
+        match &self.backend {
+            Backend::Registry(registry) => registry.still_means(known).await,
+            // Nothing is nearer than the files themselves.
+            Backend::Layout(_) | Backend::Storage(_) => Ok(false),
+        }
+    }
+
     /// Refuses layers that are longer than anything is fetched, before the first of them is.
     fn check_sizes(&self, image: &Image) -> Result<(), Error> {
         let limit = match &self.backend {
@@ -223,15 +258,62 @@ impl Source {
         }
     }
 
-    /// Opens what is transferred for a layer. Its size is checked on the way; hashing it is up to the caller.
+    /// Opens what is transferred for a layer, from byte `from` on (0: the whole). Its size is checked on the
+    /// way; hashing it is up to the caller.
     ///
     /// # Errors
     /// As [`Source::resolve`], now or in the stream.
-    pub async fn blob(&self, layer: &Layer) -> Result<ByteStream, Error> {
+    pub async fn blob(&self, layer: &Layer, from: u64) -> Result<ByteStream, Error> {
+        let wanted = from..layer.size;
+        check_range(layer, &wanted)?;
         match &self.backend {
-            Backend::Registry(registry) => registry.blob(&layer.digest, layer.size).await,
-            Backend::Layout(layout) => layout.blob(&layer.digest, layer.size).await,
-            Backend::Storage(storage) => storage.blob(layer).await,
+            Backend::Registry(registry) => parallel::open(registry, &layer.digest, wanted).await,
+            Backend::Layout(layout) => layout.blob(&layer.digest, layer.size, wanted).await,
+            Backend::Storage(storage) => storage.blob(layer, from).await,
+        }
+    }
+
+    /// Exactly these bytes of the layer's blob; they end with an error if not all of them come.
+    ///
+    /// # Errors
+    /// [`Error::NoRanges`] when the source has blobs as a whole only; else as [`Source::resolve`]. Both also
+    /// in the stream.
+    pub async fn part(&self, layer: &Layer, range: Range<u64>) -> Result<ByteStream, Error> {
+        check_range(layer, &range)?;
+        match &self.backend {
+            Backend::Registry(registry) => {
+                let (digest, size) = (&layer.digest, layer.size);
+                let part = Transfer::open(registry, digest, size, range, Otherwise::Nothing);
+                Ok(part.await?.into_stream())
+            }
+            Backend::Layout(layout) => layout.blob(&layer.digest, layer.size, range).await,
+            Backend::Storage(_) => Err(Error::NoRanges),
+        }
+    }
+
+    /// Whether parts of blobs are to be had, as far as is known by now.
+    pub fn has_parts(&self) -> bool {
+        match &self.backend {
+            Backend::Registry(registry) => registry.knows_ranges(),
+            Backend::Layout(_) => true,
+            Backend::Storage(_) => false,
+        }
+    }
+
+    /// How many parts of one layer are to be asked for at a time, as things are now.
+    pub fn connections(&self) -> usize {
+        match &self.backend {
+            Backend::Registry(registry) => registry.parts(),
+            // Reading is fast, and what is read is unpacked beside it.
+            Backend::Layout(_) | Backend::Storage(_) => 2,
+        }
+    }
+
+    /// What a request takes and how fast bytes come, as measured so far.
+    pub fn pace(&self) -> Pace {
+        match &self.backend {
+            Backend::Registry(registry) => registry.pace(),
+            Backend::Layout(_) | Backend::Storage(_) => Pace::HERE,
         }
     }
 
@@ -256,12 +338,26 @@ impl Source {
             }));
         }
         let stream = match &self.backend {
-            Backend::Registry(registry) => registry.blob(digest, size).await?,
-            Backend::Layout(layout) => layout.blob(digest, size).await?,
+            Backend::Registry(registry) => parallel::open(registry, digest, 0..size).await?,
+            Backend::Layout(layout) => layout.blob(digest, size, 0..size).await?,
             Backend::Storage(storage) => return storage.config(digest, size).await,
         };
         blob::collect(stream).await
     }
+}
+
+/// Refuses bytes that the layer does not have.
+fn check_range(layer: &Layer, range: &Range<u64>) -> Result<(), Error> {
+    if range.start <= range.end && range.end <= layer.size {
+        return Ok(());
+    }
+    Err(Error::Invalid(LayoutError::Unreadable {
+        what: "layer",
+        reason: format!(
+            "the bytes {} to {} are not in {}, which has {}",
+            range.start, range.end, layer.digest, layer.size
+        ),
+    }))
 }
 
 #[cfg(test)]

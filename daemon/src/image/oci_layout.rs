@@ -3,6 +3,7 @@
 //! Owns which image of a layout a tag or a digest means. Invariant: only names made from validated digests
 //! are opened.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
@@ -85,8 +86,13 @@ impl OciLayout {
         Ok(RawDocument { digest, bytes })
     }
 
-    /// The blob of this digest, which must have this many bytes.
-    pub(super) async fn blob(&self, digest: &Digest, size: u64) -> Result<ByteStream, Error> {
+    /// These bytes of the blob of this digest, which must have `size` of them.
+    pub(super) async fn blob(
+        &self,
+        digest: &Digest,
+        size: u64,
+        range: Range<u64>,
+    ) -> Result<ByteStream, Error> {
         let member = self.members().await?.open(&blob_name(digest)).await?;
         let digest = digest.clone();
         let wrong_size = move |actual| {
@@ -99,7 +105,11 @@ impl OciLayout {
         if member.length != size {
             return Err(wrong_size(member.length));
         }
-        Ok(blob::sized(member.chunks(), size, wrong_size))
+        let wanted = range.end.saturating_sub(range.start);
+        let chunks = member.part(&range).chunks();
+        // Where it ends, if that is before the part does.
+        let wrong_size = move |read| wrong_size(range.start.saturating_add(read));
+        Ok(blob::sized(chunks, wanted, wrong_size))
     }
 
     /// The files of the layout; the headers of an archive are read once.

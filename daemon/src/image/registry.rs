@@ -4,25 +4,28 @@
 //! registry itself, never because a host that it leads to asks for them; what is read into memory is
 //! bounded; every answer ends in one of the errors of [`Error`].
 
+mod blobs;
+
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use oci_client::Reference;
 use reqwest::header::{ACCEPT, HeaderMap, RANGE, WWW_AUTHENTICATE};
-use reqwest::{Response, StatusCode, Url};
+use reqwest::{Method, Response, StatusCode, Url};
 use tokio_util::bytes::Bytes;
 
 use super::answer::{explanation, is_temporary, retry_after};
 use super::connection::{Connection, Redirects, is_plain_http};
 use super::layout::{LayoutError, verify};
 use super::manifest::{Document, MANIFEST_TYPES};
+use super::open::Count;
+use super::redirected::Redirected;
 use super::reference::Digest;
+use super::remembered::Host;
 use super::retry::Patience;
 use super::session::{Pass, Session};
-use super::transfer::BlobTransfer;
-use super::{ByteStream, Error, RawDocument, RegistryConfig};
+use super::{Error, RawDocument, RegistryConfig};
 
 /// Bytes of an error document that are read to find out what the registry has to say …
 const MAX_ERROR_BYTES: u64 = 16 << 10;
@@ -38,8 +41,18 @@ pub(super) struct Registry {
     config: RegistryConfig,
     connection: Connection,
     session: Session,
-    /// A range was not understood once.
-    without_ranges: AtomicBool,
+    /// What other sources found out about it too.
+    remembered: Arc<Host>,
+    redirected: Redirected,
+    open: Count,
+}
+
+/// What is asked for.
+struct Wish<'a> {
+    method: Method,
+    url: &'a str,
+    accept: &'a str,
+    bytes: Option<Range<u64>>,
 }
 
 impl Registry {
@@ -53,7 +66,9 @@ impl Registry {
             connection: Connection::new(registry, plain_http, Redirects::Follow, config),
             session: Session::new(registry, repository, plain_http, config),
             config: config.clone(),
-            without_ranges: AtomicBool::new(false),
+            remembered: config.remembered.host(registry),
+            redirected: Redirected::default(),
+            open: Count::default(),
             reference: reference.clone(),
         }
     }
@@ -87,13 +102,22 @@ impl Registry {
         }
     }
 
-    async fn ask_for_document(&self, pinned: Option<&Digest>) -> Result<RawDocument, Error> {
+    /// As [`Registry::document`], without patience.
+    pub(super) async fn ask_for_document(
+        &self,
+        pinned: Option<&Digest>,
+    ) -> Result<RawDocument, Error> {
         let name = match pinned {
             Some(digest) => digest.as_str(),
             None => self.reference.tag().unwrap_or("latest"),
         };
-        let types = MANIFEST_TYPES.join(", ");
-        let response = self.get(&format!("manifests/{name}"), &types, None).await?;
+        let wish = Wish {
+            method: Method::GET,
+            url: &format!("{}/manifests/{name}", self.base),
+            accept: &MANIFEST_TYPES.join(", "),
+            bytes: None,
+        };
+        let response = self.ask(&wish).await?;
         let response = self.expect_ok(response, || match pinned {
             Some(digest) => Error::DigestGone {
                 image: self.name(),
@@ -118,34 +142,55 @@ impl Registry {
         Ok(RawDocument { digest, bytes })
     }
 
-    /// The blob of this digest, which must have this many bytes.
-    pub(super) async fn blob(
-        self: &Arc<Registry>,
-        digest: &Digest,
-        size: u64,
-    ) -> Result<ByteStream, Error> {
-        BlobTransfer::open(Arc::clone(self), digest, size).await
-    }
-
-    /// Asks for a blob, or for some of its bytes.
-    pub(super) async fn get_blob(
-        &self,
-        digest: &Digest,
-        bytes: Option<Range<u64>>,
-    ) -> Result<Response, Error> {
-        self.get(&format!("blobs/{digest}"), "*/*", bytes).await
-    }
-
-    /// Passes on the answer that has a whole blob.
-    pub(super) async fn expect_blob(
-        &self,
-        response: Response,
-        digest: &Digest,
-    ) -> Result<Response, Error> {
-        let missing = || Error::NotFound {
-            what: format!("the blob {digest} of {}", self.name()),
+    /// Whether the reference means the document of this digest, as far as the registry says so for the price
+    /// of a few headers. Where it does not say, the document itself will.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub(super) async fn still_means(&self, known: &Digest) -> Result<bool, Error> {
+        let name = self.reference.digest().or(self.reference.tag());
+        let wish = Wish {
+            method: Method::HEAD,
+            url: &format!("{}/manifests/{}", self.base, name.unwrap_or("latest")),
+            accept: &MANIFEST_TYPES.join(", "),
+            bytes: None,
         };
-        self.expect_ok(response, missing).await
+        let mut patience = self.patience();
+        loop {
+            match self.ask(&wish).await {
+                Ok(response) => {
+                    patience.progressed(self.host());
+                    let found = response.status() == StatusCode::OK;
+                    return Ok(
+                        found && announced_digest(response.headers()).as_ref() == Some(known)
+                    );
+                }
+                Err(failure) if failure.is_retryable() => patience.wait(failure).await?,
+                Err(_) => return Ok(false),
+            }
+        }
+    }
+
+    /// Asks once for a document beside the manifests, which may be missing.
+    pub(super) async fn get_document(&self, url: &str, accept: &str) -> Result<Response, Error> {
+        let bytes = None;
+        self.ask(&Wish {
+            method: Method::GET,
+            url,
+            accept,
+            bytes,
+        })
+        .await
+    }
+
+    /// Reads what [`Registry::get_document`] found.
+    pub(super) async fn read_document(&self, response: Response) -> Result<Bytes, Error> {
+        let missing = || Error::NotFound {
+            what: format!("a list of artifacts of {}", self.name()),
+        };
+        let response = self.expect_ok(response, missing).await?;
+        let limit = self.config.max_manifest_bytes;
+        self.connection.read(response, limit).await
     }
 
     /// Patience with one request to this registry.
@@ -157,19 +202,14 @@ impl Registry {
         &self.connection
     }
 
-    /// Whether it makes sense to ask for a part of a blob.
-    pub(super) fn knows_ranges(&self) -> bool {
-        !self.without_ranges.load(Ordering::Relaxed)
+    /// What other sources found out about it too.
+    pub(super) fn remembered(&self) -> &Host {
+        &self.remembered
     }
 
-    /// A range was not understood, so no further one is asked for.
-    pub(super) fn forget_ranges(&self) {
-        if !self.without_ranges.swap(true, Ordering::Relaxed) {
-            tracing::info!(
-                host = self.host(),
-                "no ranges here: broken transfers begin anew"
-            );
-        }
+    /// `SCHEME://HOST/v2/REPOSITORY`
+    pub(super) fn base(&self) -> &str {
+        &self.base
     }
 
     pub(super) fn host(&self) -> &str {
@@ -182,19 +222,13 @@ impl Registry {
 
     /// One request, and another one when it is refused for want of a fresh authorization. One that
     /// others renewed meanwhile may have run out again, so it does not count as the own renewal.
-    async fn get(
-        &self,
-        path: &str,
-        accept: &str,
-        bytes: Option<Range<u64>>,
-    ) -> Result<Response, Error> {
-        let url = format!("{}/{path}", self.base);
+    async fn ask(&self, wish: &Wish<'_>) -> Result<Response, Error> {
         let mut pass = self.session.pass().await;
         let mut renewed = false;
         loop {
-            let response = self.send(&url, accept, bytes.as_ref(), &pass).await?;
+            let response = self.send(wish, &pass).await?;
             let refused = response.status() == StatusCode::UNAUTHORIZED;
-            if !refused || renewed || !is_same_host(&url, response.url()) {
+            if !refused || renewed || !is_same_host(wish.url, response.url()) {
                 return Ok(response);
             }
             let challenges: Vec<String> = response
@@ -207,16 +241,11 @@ impl Registry {
         }
     }
 
-    async fn send(
-        &self,
-        url: &str,
-        accept: &str,
-        bytes: Option<&Range<u64>>,
-        pass: &Pass,
-    ) -> Result<Response, Error> {
+    async fn send(&self, wish: &Wish<'_>, pass: &Pass) -> Result<Response, Error> {
         let client = self.connection.client().await?;
-        let request = client.get(url).header(ACCEPT, accept);
-        let request = match bytes {
+        let request = client.request(wish.method.clone(), wish.url);
+        let request = request.header(ACCEPT, wish.accept);
+        let request = match &wish.bytes {
             Some(bytes) => {
                 request.header(RANGE, format!("bytes={}-{}", bytes.start, bytes.end - 1))
             }

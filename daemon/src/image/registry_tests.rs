@@ -3,8 +3,13 @@
 
 mod answers;
 mod login;
+mod parallel;
+mod parts;
+mod redirects;
+mod referrers;
 mod resuming;
 mod retrying;
+mod unchanged;
 mod way;
 
 use std::path::PathBuf;
@@ -22,13 +27,14 @@ use super::reference::{Digest, ImageReference};
 use super::test_images::{TestImage, bytes, image, index};
 use super::{Backoff, Error, RegistryConfig, Source, blob};
 
-/// What came in: what follows the method (the path with its query), two of the headers, and the body.
+/// What came in: what follows the method (the path with its query), some of the headers, and the body.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Request {
     method: String,
     path: String,
     authorization: Option<String>,
     range: Option<String>,
+    referer: Option<String>,
     body: String,
 }
 
@@ -158,6 +164,7 @@ async fn serve(
         match name.to_ascii_lowercase().as_str() {
             "authorization" | "proxy-authorization" => request.authorization = Some(value.into()),
             "range" => request.range = Some(value.into()),
+            "referer" => request.referer = Some(value.into()),
             "content-length" => length = value.parse().unwrap(),
             _ => {}
         }
@@ -168,8 +175,13 @@ async fn serve(
     }
     request.body = String::from_utf8(body).unwrap();
     let answer = handler(&request, &address);
+    let mut bytes = answer.bytes;
+    if request.method == "HEAD" {
+        let head = bytes.windows(4).position(|end| end == b"\r\n\r\n");
+        bytes.truncate(head.map_or(bytes.len(), |at| at + 4));
+    }
     log.lock().unwrap().push(request);
-    let _ = stream.write_all(&answer.bytes).await;
+    let _ = stream.write_all(&bytes).await;
     let _ = stream.flush().await;
     match answer.then {
         Then::Close => {
@@ -286,7 +298,7 @@ async fn anonymous_registries_are_asked_nothing_twice() {
     let found = source.resolve(None).await.unwrap();
     assert_eq!(found.digest, given.digest());
     assert_eq!(found.require_bootable(host_architecture()), Ok(()));
-    let layer = blob::collect(source.blob(&found.layers[0]).await.unwrap())
+    let layer = blob::collect(source.blob(&found.layers[0], 0).await.unwrap())
         .await
         .unwrap();
     assert_eq!(&layer[..], b"the one layer");

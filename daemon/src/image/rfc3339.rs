@@ -1,8 +1,13 @@
-//! Times as image manifests write them. Pure.
+//! Times as images write them. Pure.
 
 /// Seconds since 1970 of an RFC 3339 time, fractions dropped; `None` for anything else, and for times
 /// before 1970, which no commit can carry.
 pub(super) fn unix_seconds(text: &str) -> Option<u64> {
+    u64::try_from(seconds(text)?).ok()
+}
+
+/// The same, with times before 1970.
+pub(crate) fn seconds(text: &str) -> Option<i64> {
     let bytes = text.as_bytes();
     let is = |at: usize, wanted: &[u8]| bytes.get(at).is_some_and(|byte| wanted.contains(byte));
     if !(is(4, b"-") && is(7, b"-") && is(10, b"Tt ") && is(13, b":") && is(16, b":")) {
@@ -28,9 +33,7 @@ pub(super) fn unix_seconds(text: &str) -> Option<u64> {
         return None;
     }
     let offset = zone_offset(without_fraction(bytes.get(19..)?)?)?;
-    let seconds =
-        days_since_1970(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second - offset;
-    u64::try_from(seconds).ok()
+    Some(days_since_1970(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second - offset)
 }
 
 fn number(bytes: &[u8], from: usize, to: usize) -> Option<i64> {
@@ -80,7 +83,7 @@ fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use super::unix_seconds;
+    use super::{seconds, unix_seconds};
 
     #[test]
     fn times_become_seconds() {
@@ -94,6 +97,12 @@ mod tests {
         ] {
             assert_eq!(unix_seconds(text), Some(seconds), "{text}");
         }
+    }
+
+    #[test]
+    fn times_before_1970_are_times() {
+        assert_eq!(seconds("1969-12-31T23:59:58.5Z"), Some(-2));
+        assert_eq!(seconds("0001-01-01T00:00:00Z"), Some(-62_135_596_800));
     }
 
     #[test]

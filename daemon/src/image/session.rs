@@ -1,16 +1,20 @@
 //! Being allowed in: the authorization that requests to one repository carry, and how it is renewed.
 //!
-//! Nothing is sent before the registry asks: anonymous registries cost no extra request. Invariants: of
+//! Nothing is sent before the registry asks, or has asked before for the same repository: anonymous
+//! registries cost no extra request, and others one for a token. Invariants: of
 //! many requests that are refused at once, one gets the new authorization and the others wait for it;
-//! what was obtained is sent only to the registry that asked, and never printed.
+//! what was obtained is sent only to the registry that asked, and never printed; how a registry asked counts
+//! for later only where nobody on the way could have said it instead.
 
 use std::fmt;
+use std::sync::Arc;
 
 use reqwest::{RequestBuilder, Url};
 use tokio::sync::Mutex;
 
 use super::auth::{self, Credentials};
-use super::connection::{Connection, Redirects, may_be_plain};
+use super::connection::{Connection, Redirects, is_loopback, may_be_plain};
+use super::remembered::Host;
 use super::token::{self, Challenge, NoToken};
 use super::{Error, RegistryConfig};
 
@@ -40,6 +44,22 @@ pub(super) struct Pass {
 }
 
 impl Pass {
+    /// For hosts that nobody gets an authorization for.
+    pub(super) fn none() -> Pass {
+        Pass {
+            generation: 0,
+            authorization: Authorization::Anonymous,
+        }
+    }
+
+    /// The next one in the row.
+    fn followed_by(&self, authorization: Authorization) -> Pass {
+        Pass {
+            generation: self.generation + 1,
+            authorization,
+        }
+    }
+
     pub(super) fn apply(&self, request: RequestBuilder) -> RequestBuilder {
         match &self.authorization {
             Authorization::Anonymous => request,
@@ -55,6 +75,10 @@ pub(super) struct Session {
     registry: String,
     repository: String,
     config: RegistryConfig,
+    /// How it asked other sources …
+    remembered: Arc<Host>,
+    /// … which is believed.
+    is_believed: bool,
     /// The way to token servers.
     connection: Connection,
     pass: Mutex<Pass>,
@@ -71,17 +95,30 @@ impl Session {
             registry: registry.to_owned(),
             repository: repository.to_owned(),
             config: config.clone(),
+            remembered: config.remembered.host(registry),
+            is_believed: !plain_http || is_loopback(registry),
             connection: Connection::new(registry, plain_http, Redirects::Refuse, config),
-            pass: Mutex::new(Pass {
-                generation: 0,
-                authorization: Authorization::Anonymous,
-            }),
+            pass: Mutex::new(Pass::none()),
         }
     }
 
     /// What the next request is to carry.
     pub(super) async fn pass(&self) -> Pass {
-        self.pass.lock().await.clone()
+        let mut pass = self.pass.lock().await;
+        if pass.generation == 0
+            && self.is_believed
+            && let Some(challenge) = self.remembered.challenge(&self.repository)
+        {
+            match self.answer(&challenge).await {
+                Ok(authorization) => *pass = pass.followed_by(authorization),
+                Err(error) => {
+                    // The registry may ask in another way by now, or not at all.
+                    tracing::debug!(%error, "no authorization as the registry wanted it last");
+                    self.remembered.set_challenge(&self.repository, None);
+                }
+            }
+        }
+        pass.clone()
     }
 
     /// Gets another pass after this one was refused with these challenges (`WWW-Authenticate`); tells
@@ -98,33 +135,36 @@ impl Session {
         if pass.generation != refused.generation {
             return Ok((pass.clone(), false));
         }
+        let Some(challenge) = token::choose(challenges.iter().map(String::as_str)) else {
+            return Err(self.refused("it asks for credentials in no way that is known here"));
+        };
+        let authorization = self.answer(&challenge).await?;
+        if self.is_believed {
+            self.remembered
+                .set_challenge(&self.repository, Some(challenge));
+        }
+        *pass = pass.followed_by(authorization);
+        Ok((pass.clone(), true))
+    }
+
+    /// What the registry asks for.
+    async fn answer(&self, challenge: &Challenge) -> Result<Authorization, Error> {
         let files = &self.config.auth_files;
         let credentials = auth::credentials(files, &self.registry, &self.repository).await?;
-        let authorization = match token::choose(challenges.iter().map(String::as_str)) {
-            Some(Challenge::Bearer { realm, service }) => {
+        match (challenge, credentials) {
+            (Challenge::Bearer { realm, service }, credentials) => {
                 let service = service.as_deref();
-                Authorization::Bearer(self.token(&realm, service, credentials.as_ref()).await?)
+                let token = self.token(realm, service, credentials.as_ref()).await?;
+                Ok(Authorization::Bearer(token))
             }
-            Some(Challenge::Basic) => match credentials {
-                Some(Credentials::Password { user, password }) => {
-                    Authorization::Basic { user, password }
-                }
-                Some(Credentials::IdentityToken(_)) => {
-                    return Err(self.refused(
-                        "it wants a user and a password, and the auth file has an identity token",
-                    ));
-                }
-                None => return Err(self.refused("it wants a user and a password")),
-            },
-            None => {
-                return Err(self.refused("it asks for credentials in no way that is known here"));
+            (Challenge::Basic, Some(Credentials::Password { user, password })) => {
+                Ok(Authorization::Basic { user, password })
             }
-        };
-        *pass = Pass {
-            generation: pass.generation + 1,
-            authorization,
-        };
-        Ok((pass.clone(), true))
+            (Challenge::Basic, Some(Credentials::IdentityToken(_))) => Err(self.refused(
+                "it wants a user and a password, and the auth file has an identity token",
+            )),
+            (Challenge::Basic, None) => Err(self.refused("it wants a user and a password")),
+        }
     }
 
     async fn token(
@@ -166,6 +206,38 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn without_tls_each_source_waits_to_be_asked() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("auth.json");
+        // alice:hunter2
+        let known = r#"{"auth":"YWxpY2U6aHVudGVyMg=="}"#;
+        let hosts = ["registry.example:5000", "127.0.0.1:5000"];
+        let [first, second] = hosts.map(|host| format!(r#""{host}":{known}"#));
+        std::fs::write(&file, format!(r#"{{"auths":{{{first},{second}}}}}"#)).unwrap();
+        let config = RegistryConfig {
+            auth_files: vec![file],
+            ..RegistryConfig::default()
+        };
+        for (host, plain_http, is_believed) in [
+            (hosts[0], true, false),
+            (hosts[1], true, true),
+            (hosts[0], false, true),
+        ] {
+            let session = || Session::new(host, "ns/os", plain_http, &config);
+            let challenges = [r#"Basic realm="x""#.to_owned()];
+            let renewed = session().renew(&Pass::none(), &challenges).await;
+            assert!(renewed.unwrap().1);
+            let remembered = config.remembered.host(host).challenge("ns/os");
+            assert_eq!(remembered, is_believed.then_some(Challenge::Basic));
+            // As an earlier process may have said it.
+            let host = config.remembered.host(host);
+            host.set_challenge("ns/os", Some(Challenge::Basic));
+            assert_eq!(session().pass().await.generation, u64::from(is_believed));
+            host.set_challenge("ns/os", None);
+        }
+    }
 
     #[test]
     fn debug_tells_no_secret() {

@@ -100,8 +100,8 @@ impl Storage {
     pub(super) async fn config(&self, digest: &Digest, size: u64) -> Result<Bytes, Error> {
         match &self.tools {
             Tools::Podman(saved) => {
-                let stream = self.saved(saved).await?.blob(digest, size).await?;
-                blob::collect(stream).await
+                let saved = self.saved(saved).await?;
+                blob::collect(saved.blob(digest, size, 0..size).await?).await
             }
             Tools::Skopeo(_) => self.inspect(&["--config", "--raw"]).await,
         }
@@ -116,20 +116,20 @@ impl Storage {
         for layer in &mut image.layers {
             let member = members.open(&member_name(layer)).await?;
             layer.transfer = Transfer::Tar;
+            (layer.chunked, layer.not_chunked) = (None, None);
             layer.compression = Compression::Plain;
             layer.size = member.length;
         }
         Ok(image)
     }
 
-    /// What [`Storage::bring_out`] said of the layer.
-    pub(super) async fn blob(&self, layer: &Layer) -> Result<ByteStream, Error> {
+    /// What [`Storage::bring_out`] said of the layer, from byte `from` on.
+    pub(super) async fn blob(&self, layer: &Layer, from: u64) -> Result<ByteStream, Error> {
         let layers = match &self.tools {
             Tools::Podman(saved) => {
-                return self
-                    .saved(saved)
-                    .await?
-                    .blob(&layer.digest, layer.size)
+                let saved = self.saved(saved).await?;
+                return saved
+                    .blob(&layer.digest, layer.size, from..layer.size)
                     .await;
             }
             Tools::Skopeo(layers) => layers.get_or_try_init(|| self.export()).await?,
@@ -143,7 +143,16 @@ impl Storage {
                 actual,
             })
         };
-        Ok(blob::sized(member.chunks(), size, wrong_size))
+        if member.length != size {
+            return Err(wrong_size(member.length));
+        }
+        let rest = from..size;
+        let wrong_size = move |actual| wrong_size(from + actual);
+        Ok(blob::sized(
+            member.part(&rest).chunks(),
+            size - from,
+            wrong_size,
+        ))
     }
 
     fn shown(&self) -> String {

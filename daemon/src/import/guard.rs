@@ -15,7 +15,7 @@ use super::error::{During, Error};
 use super::objects::Attributes;
 use super::transaction::Transaction;
 use super::tree::Dir;
-use super::{DIGEST_KEY, MANIFEST_KEY};
+use super::{DIGEST_KEY, MANIFEST_KEY, slices};
 use crate::image::layout::Image;
 use crate::image::reference::{BASEIMAGE_PREFIX, Digest, guard_ref};
 
@@ -71,5 +71,9 @@ fn unneeded(repo: &ostree::Repo, image: &Image, needed: &[Digest]) -> Result<Vec
         .map(guard_ref)
         .collect();
     let ours = ours.into_keys();
-    Ok(ours.filter(|name| !stay.contains(name)).collect())
+    let stays = |name: &str| {
+        let mut guards = stay.iter();
+        guards.any(|guard| name == guard || slices::is_of(guard, name))
+    };
+    Ok(ours.filter(|name| !stays(name)).collect())
 }

@@ -27,6 +27,8 @@ const XATTR_BYTES: usize = 64 * 1024 * 1024;
 enum Node {
     Dir(Builder),
     File(Slot),
+    /// A file whose object was stored for another path.
+    Alias(Slot),
     /// A hard link to the path, to be resolved at the end.
     Link(Path),
 }
@@ -67,6 +69,15 @@ pub(crate) enum Misfit {
     Xattrs,
 }
 
+/// What a tree needs of the repository when it is finished.
+pub(crate) trait Objects<E> {
+    /// The object of the attributes that the directory at `path` has.
+    fn directory(&mut self, path: &Path, attributes: &Attributes) -> Result<Id, E>;
+
+    /// What the file at `path` is, where `id` was stored for another path.
+    fn linked(&mut self, path: &Path, id: Id) -> Result<Id, E>;
+}
+
 /// The tree of one layer.
 #[derive(Debug)]
 pub(crate) struct LayerTree {
@@ -75,6 +86,8 @@ pub(crate) struct LayerTree {
     room: usize,
     limit: usize,
     xattr_bytes: usize,
+    /// Some of its files kept labels of their own, see [`Guess::has_others`](super::guess::Guess::has_others).
+    pub(crate) has_others: bool,
 }
 
 impl Default for LayerTree {
@@ -91,6 +104,7 @@ impl LayerTree {
             room: limit,
             limit,
             xattr_bytes: 0,
+            has_others: false,
         }
     }
 
@@ -121,6 +135,11 @@ impl LayerTree {
     /// A regular file or symbolic link.
     pub(crate) fn file(&mut self, path: &Path, slot: Slot) -> Result<(), Misfit> {
         self.put(path, Node::File(slot))
+    }
+
+    /// A regular file or symbolic link whose object was stored for another path.
+    pub(crate) fn alias(&mut self, path: &Path, slot: Slot) -> Result<(), Misfit> {
+        self.put(path, Node::Alias(slot))
     }
 
     /// A hard link.
@@ -177,15 +196,13 @@ impl LayerTree {
         dir.children.get(name)
     }
 
-    /// The finished tree.
-    ///
-    /// `ids` are the identities of the slots; `dirmeta` stores a directory's attributes.
+    /// The finished tree; `ids` are the identities of the slots.
     pub(crate) fn finish<E: From<Misfit>>(
         &self,
         ids: &[Id],
-        dirmeta: &mut impl FnMut(&Attributes) -> Result<Id, E>,
+        objects: &mut impl Objects<E>,
     ) -> Result<Dir, E> {
-        self.convert(&self.root, &mut Path::new(), ids, dirmeta)
+        self.convert(&self.root, &mut Path::new(), ids, objects)
     }
 
     fn convert<E: From<Misfit>>(
@@ -193,26 +210,31 @@ impl LayerTree {
         builder: &Builder,
         path: &mut Path,
         ids: &[Id],
-        dirmeta: &mut impl FnMut(&Attributes) -> Result<Id, E>,
+        objects: &mut impl Objects<E>,
     ) -> Result<Dir, E> {
         let meta = match &builder.attributes {
-            Some(attributes) => dirmeta(attributes)?,
-            None => dirmeta(&Attributes::default_directory())?,
+            Some(attributes) => objects.directory(path, attributes)?,
+            None => objects.directory(path, &Attributes::default_directory())?,
         };
         let mut dir = Dir::new(meta);
         for (name, node) in &builder.children {
             path.push(name.clone());
             match node {
                 Node::Dir(child) => {
-                    let child = self.convert(child, path, ids, dirmeta)?;
+                    let child = self.convert(child, path, ids, objects)?;
                     dir.dirs.insert(name.clone(), child);
                 }
                 Node::File(slot) => {
                     dir.files.insert(name.clone(), ids[*slot]);
                 }
+                Node::Alias(slot) => {
+                    let id = objects.linked(path, ids[*slot])?;
+                    dir.files.insert(name.clone(), id);
+                }
                 Node::Link(target) => {
                     let slot = self.resolve(path, target)?;
-                    dir.files.insert(name.clone(), ids[slot]);
+                    let id = objects.linked(path, ids[slot])?;
+                    dir.files.insert(name.clone(), id);
                 }
             }
             path.pop();
@@ -224,7 +246,7 @@ impl LayerTree {
         let mut target = target;
         for _ in 0..CHAIN {
             match self.find(target) {
-                Some(Node::File(slot)) => return Ok(*slot),
+                Some(Node::File(slot) | Node::Alias(slot)) => return Ok(*slot),
                 Some(Node::Link(next)) => target = next,
                 Some(Node::Dir(_)) => {
                     let (link, target) = (display(link), display(target));
@@ -252,9 +274,22 @@ mod tests {
             .collect()
     }
 
+    /// Takes attributes for their identity, and objects as they are.
+    struct Plain;
+
+    impl Objects<Misfit> for Plain {
+        fn directory(&mut self, _: &Path, attributes: &Attributes) -> Result<Id, Misfit> {
+            Ok(dirmeta(attributes).0)
+        }
+
+        fn linked(&mut self, _: &Path, id: Id) -> Result<Id, Misfit> {
+            Ok(id)
+        }
+    }
+
     fn finish(tree: &LayerTree) -> Result<Dir, Misfit> {
         let ids: Vec<Id> = (0..10).map(|slot| [slot; 32]).collect();
-        tree.finish(&ids, &mut |attributes| Ok(dirmeta(attributes).0))
+        tree.finish(&ids, &mut Plain)
     }
 
     #[test]

@@ -11,23 +11,38 @@
 
 mod bound_images;
 mod commit_files;
+mod entries;
 mod error;
 mod etc_defaults;
 mod feed;
+mod fetch;
 mod guard;
+mod guess;
 mod image_arguments;
+mod index;
 mod installed;
+mod journal;
 mod label;
+mod layer_commit;
 mod layer_tree;
+mod leftovers;
 mod merge;
 mod object_set;
 mod objects;
+mod older_image;
+mod partial;
+mod partial_blob;
+mod parts;
+mod patched;
 mod path;
 mod peek;
 mod pipeline;
 mod plan;
+mod policy;
 mod prepare_root;
 mod room;
+mod slices;
+mod start;
 mod stream;
 mod tar_layer;
 mod transaction;
@@ -38,34 +53,38 @@ mod write_pool;
 mod tests;
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
-use futures_util::future::BoxFuture;
 use ostree::prelude::*;
 use ostree::{gio, glib};
-use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use self::bound_images::{all_bound_images, bound_images};
 pub use self::error::Error;
 pub use self::etc_defaults::EtcDefaults;
+pub use self::fetch::Fetch;
 pub use self::image_arguments::image_arguments;
+pub use self::index::discard_indexes;
 pub use self::installed::{commit_of, installed};
+pub use self::label::Labels;
+pub use self::leftovers::{Wanted, discard_half_fetched};
+pub use self::parts::{PlanRequest, plan_by_parts};
 pub use self::peek::{Peek, peek};
 pub use self::plan::{Plan, plan, plan_at};
 pub use self::room::{Room, room};
 
-use self::error::{available, repository_path};
+use self::parts::Outlook;
 use self::path::PathRules;
 use self::pipeline::{Lanes, Round};
-use self::plan::{Survey, has_all_layers, stored_image, survey};
-use self::transaction::{Transaction, is_complete, open, resolve};
+use self::slices::Slices;
+use self::start::{Beginning, Missing, Start};
+use self::transaction::open;
+use crate::delta::Artifact;
 use crate::image::layer::{Layer, LayerKind};
 use crate::image::layout::Image;
-use crate::image::reference::{Digest, ImageReference, blob_ref, image_ref};
-use crate::image::{self, ByteStream};
+use crate::image::reference::{Digest, ImageReference};
 
 /// Metadata of a merge commit: the digest of the platform's manifest as it was served.
 const DIGEST_KEY: &str = "ostree.manifest-digest";
@@ -79,10 +98,8 @@ const IMPORTER_KEY: &str = "ostree.importer.version";
 const IMPORTER: &str = "osteward-";
 /// In the commit of a plain layer: the digest of its content, which was compared.
 const DIFF_ID_KEY: &str = "osteward.diff-id";
-
-/// Opens the stream of a layer's compressed blob, from its first byte.
-pub type Fetch =
-    Arc<dyn Fn(&Layer) -> BoxFuture<'static, Result<ByteStream, image::Error>> + Send + Sync>;
+/// In commits whose labels are all those of one SELinux policy: which.
+const POLICY_KEY: &str = "osteward.policy";
 
 /// The steps after the last layer is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,21 +114,27 @@ pub enum MergeStep {
     Commit,
 }
 
-/// Is told how an import gets on; called from several threads, and must not block.
+/// Is told how an import gets on; called from several threads, and must not block. Who does not care about
+/// something leaves it out.
 pub trait Observer: Send + Sync {
     /// What there is to do: layers to fetch, their compressed bytes, and the compressed
-    /// bytes of layers that are here already. Called once, first.
-    fn total(&self, layers: u32, bytes_to_fetch: u64, bytes_cached: u64);
+    /// bytes of layers that are here already. Called once, before the first layer is begun; bytes and notes
+    /// of what it took to find that out may have come before.
+    fn total(&self, _layers: u32, _bytes_to_fetch: u64, _bytes_cached: u64) {}
     /// Compressed bytes of a layer that arrived since the last call.
-    fn bytes(&self, digest: &Digest, delta: u64);
+    fn bytes(&self, _digest: &Digest, _delta: u64) {}
     /// A lane began with the layer.
-    fn layer_started(&self, layer: &Layer);
+    fn layer_started(&self, _layer: &Layer) {}
     /// The layer is compared and written.
-    fn layer_done(&self, layer: &Layer);
+    fn layer_done(&self, _layer: &Layer) {}
     /// The last byte of the last layer arrived and was compared.
-    fn downloaded(&self);
+    fn downloaded(&self) {}
     /// A step of the merge begins.
-    fn merging(&self, step: MergeStep);
+    fn merging(&self, _step: MergeStep) {}
+    /// There is more to fetch than was told.
+    fn more(&self, _bytes: u64) {}
+    /// Something to know, for people.
+    fn note(&self, _text: String) {}
 }
 
 /// What to import, from where, and whom to tell.
@@ -125,7 +148,9 @@ pub struct ImportRequest {
     /// Manifests of images that stay guarded, because somebody goes on with them later.
     pub needed: Vec<Digest>,
     /// Gives the layers' bytes.
-    pub fetch: Fetch,
+    pub fetch: Arc<dyn Fetch>,
+    /// Deltas that lead to the image.
+    pub deltas: Arc<[Artifact]>,
     /// Is told about progress.
     pub observer: Arc<dyn Observer>,
     /// Stops the import; layers that are finished stay.
@@ -152,6 +177,8 @@ pub struct Imported {
     pub bytes_fetched: u64,
     /// Layers that were fetched and written.
     pub layers_written: u32,
+    /// What SELinux labels took.
+    pub labels: Labels,
 }
 
 /// Imports an image; returns at once if it is here under that name already.
@@ -174,11 +201,14 @@ fn importer() -> String {
     format!("{IMPORTER}{}", env!("CARGO_PKG_VERSION"))
 }
 
-/// Metadata of the commit of a plain layer.
-fn importer_metadata(layer: &Layer) -> glib::Variant {
+/// Metadata of the commit of a plain layer, which may have the labels of a policy.
+fn importer_metadata(layer: &Layer, policy: Option<&str>) -> glib::Variant {
     let metadata = glib::VariantDict::new(None);
     metadata.insert(IMPORTER_KEY, importer());
     metadata.insert(DIFF_ID_KEY, layer.diff_id.as_str());
+    if let Some(policy) = policy {
+        metadata.insert(POLICY_KEY, policy);
+    }
     metadata.end()
 }
 
@@ -235,21 +265,15 @@ impl Drop for Stop {
     }
 }
 
-enum Start {
-    /// The image is here under its name.
-    Here(String),
-    Missing(Survey),
-}
-
 async fn run(request: &ImportRequest, stop: &Stop) -> Result<Imported, Error> {
-    let (path, image, imgref) = (
-        request.repo_path.clone(),
-        request.image.clone(),
-        request.imgref.clone(),
+    let outlook = Outlook::new(
+        request.fetch.clone(),
+        request.deltas.clone(),
+        request.observer.clone(),
+        stop,
     );
-    let (needed, cancellable) = (request.needed.clone(), stop.cancellable.clone());
-    let start = blocking(move || prepare(&path, &image, &imgref, &needed, &cancellable)).await?;
-    let survey = match start {
+    let beginning = Beginning::of(request, outlook.clone());
+    let missing = match blocking(move || beginning.run()).await? {
         Start::Here(commit) => {
             request.observer.total(0, 0, request.image.total_size());
             request.observer.downloaded();
@@ -257,17 +281,20 @@ async fn run(request: &ImportRequest, stop: &Stop) -> Result<Imported, Error> {
                 commit,
                 bytes_fetched: 0,
                 layers_written: 0,
+                labels: Labels::default(),
             });
         }
-        Start::Missing(survey) => survey,
+        Start::Missing(missing) => missing,
     };
-    let lanes = lanes(request, stop, &survey.plan);
-    fetch_layers(request, &lanes, &survey.plan.missing).await?;
-    let commit = merge(request, stop).await?;
+    let plan = missing.survey.plan.clone();
+    let lanes = lanes(request, outlook, missing);
+    fetch_layers(request, &lanes, &plan.missing).await?;
+    let merged = merge(request, stop, &lanes).await?;
     Ok(Imported {
-        commit,
-        bytes_fetched: lanes.fetched.load(Ordering::Relaxed),
-        layers_written: count(&survey.plan.missing),
+        commit: merged.commit,
+        bytes_fetched: lanes.outlook.fetched.load(Ordering::Relaxed),
+        layers_written: count(&plan.missing),
+        labels: merged.labels,
     })
 }
 
@@ -276,22 +303,24 @@ fn count(layers: &[Layer]) -> u32 {
 }
 
 /// What the lanes share; tells the observer what they are going to do.
-fn lanes(request: &ImportRequest, stop: &Stop, plan: &Plan) -> Arc<Lanes> {
-    let (observer, size) = (request.observer.clone(), plan.download_size());
+fn lanes(request: &ImportRequest, outlook: Outlook, missing: Missing) -> Arc<Lanes> {
+    let (observer, plan) = (&request.observer, missing.survey.plan);
+    let size = plan.download_size();
     observer.total(count(&plan.missing), size, plan.cached_size());
     if plan.missing.is_empty() {
         observer.downloaded();
     }
     Arc::new(Lanes {
         repo_path: request.repo_path.clone(),
-        fetch: request.fetch.clone(),
-        observer,
-        stop: stop.token.clone(),
-        cancellable: stop.cancellable.clone(),
-        runtime: Handle::current(),
+        outlook,
+        guess: missing.guess,
+        stock: missing.stock,
+        slices: Slices::of(&request.image.digest),
         to_fetch: AtomicUsize::new(plan.missing.len()),
-        to_write: AtomicU64::new(size),
-        fetched: AtomicU64::new(0),
+        to_write: AtomicU64::new(plan.needed_size()),
+        given_up: Mutex::default(),
+        is_tidied: AtomicBool::new(false),
+        plan,
     })
 }
 
@@ -323,78 +352,34 @@ async fn fetch_layers(
 async fn base_rules(request: &ImportRequest, lanes: &Arc<Lanes>) -> Result<PathRules, Error> {
     let (image, lanes) = (request.image.clone(), lanes.clone());
     blocking(move || {
-        let repo = open(&lanes.repo_path, &lanes.cancellable)?;
-        let allow_nonusr = match merge::base_commit(&repo, &image)? {
-            Some(base) => prepare_root::allows_nonusr(&repo, &base, &lanes.cancellable)?,
-            // Images without an ostree base are made for hosts that show all of them.
-            None => true,
-        };
-        Ok(PathRules::current(allow_nonusr))
+        let cancellable = &lanes.outlook.cancellable;
+        let repo = open(&lanes.repo_path, cancellable)?;
+        merge::rules(&repo, &image, cancellable)
     })
     .await
 }
 
-async fn merge(request: &ImportRequest, stop: &Stop) -> Result<String, Error> {
+async fn merge(
+    request: &ImportRequest,
+    stop: &Stop,
+    lanes: &Lanes,
+) -> Result<merge::Merged, Error> {
     let (path, image, imgref) = (
         request.repo_path.clone(),
         request.image.clone(),
         request.imgref.clone(),
     );
     let (observer, cancellable) = (request.observer.clone(), stop.cancellable.clone());
+    let (guess, stock) = (lanes.guess.clone(), lanes.stock.clone());
     blocking(move || {
         let repo = open(&path, &cancellable)?;
-        merge::merge(&repo, &image, &imgref, observer.as_ref(), &cancellable)
+        let known = merge::Known {
+            guess: guess.as_ref(),
+            contents: stock.as_ref().map(|stock| &*stock.contents),
+        };
+        let observer = observer.as_ref();
+        merge::merge(&repo, &image, &imgref, known, observer, &cancellable)
             .map_err(|error| error.with_space(&repo, 0))
     })
     .await
-}
-
-/// Everything before the first byte is fetched.
-fn prepare(
-    path: &std::path::Path,
-    image: &Image,
-    imgref: &ImageReference,
-    needed: &[Digest],
-    cancellable: &gio::Cancellable,
-) -> Result<Start, Error> {
-    let repo = open(path, cancellable)?;
-    if let Some(commit) = stored(&repo, image, imgref, cancellable)? {
-        guard::whole(&repo, image, &commit, needed, cancellable)?;
-        return Ok(Start::Here(commit));
-    }
-    let survey = survey(&repo, image, cancellable)?;
-    let (need, have) = (survey.plan.download_size(), available(&repo));
-    if need > have {
-        return Err(Error::NoSpace {
-            need,
-            have,
-            where_: repository_path(&repo),
-        });
-    }
-    let mut transaction = Transaction::begin(&repo, cancellable)?;
-    guard::half_fetched(&mut transaction, image, needed)?;
-    for (digest, commit) in &survey.aliases {
-        transaction.set_ref(&blob_ref(digest), commit);
-    }
-    transaction
-        .commit()
-        .map_err(|error| error.with_space(&repo, need))?;
-    Ok(Start::Missing(survey))
-}
-
-/// The merge commit that the image's ref points at, if it is of this very manifest and whole.
-fn stored(
-    repo: &ostree::Repo,
-    image: &Image,
-    imgref: &ImageReference,
-    cancellable: &gio::Cancellable,
-) -> Result<Option<String>, Error> {
-    let Some(commit) = resolve(repo, &image_ref(imgref))? else {
-        return Ok(None);
-    };
-    let same = stored_image(repo, &commit).is_some_and(|stored| stored.digest == image.digest);
-    let whole = same
-        && is_complete(repo, &commit, cancellable)?
-        && has_all_layers(repo, image, cancellable)?;
-    Ok(whole.then_some(commit))
 }

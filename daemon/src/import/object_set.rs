@@ -13,8 +13,8 @@ use tar::EntryType;
 
 use super::error::During;
 use super::objects::{
-    Attributes, Id, Payload, S_IFLNK, S_IFREG, Xattrs, check_room, file_header, hex, parse_hex,
-    sha256, write_metadata,
+    Attributes, IN_MEMORY, Id, Payload, S_IFLNK, S_IFREG, Xattrs, check_room, file_header, hex,
+    parse_hex, sha256, write_metadata,
 };
 use super::path::{REPOSITORY, relative, text};
 use super::stream::{HeaderBudget, TarStream};
@@ -273,7 +273,9 @@ impl Reader<'_, '_, '_> {
                     "",
                 );
                 let length = entry.size();
-                check_room(length, self.pool.tmp())?;
+                if length > IN_MEMORY {
+                    check_room(length, self.pool.tmp())?;
+                }
                 Ok(Payload::read(header, length, entry, self.pool.tmp())?)
             }
             EntryType::Symlink => {

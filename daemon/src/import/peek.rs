@@ -25,10 +25,10 @@ use super::stream::{HeaderBudget, TarStream};
 use super::tar_layer::ReadError;
 use super::transaction::{is_complete, load_tree, open, resolve};
 use super::tree::{Dir, OPAQUE, WHITEOUT};
-use super::{Fetch, MergeStep, Observer, Stop, blocking, commit_files};
+use super::{Fetch, Observer, Stop, blocking, commit_files};
 use crate::image::layer::{Layer, LayerKind};
 use crate::image::layout::Image;
-use crate::image::reference::{Digest, blob_ref};
+use crate::image::reference::blob_ref;
 use crate::packages::{Form, Inventory, limits};
 
 /// Most bytes that a fetched layer may unpack to.
@@ -43,7 +43,7 @@ pub struct Peek {
     /// The databases, as [`Inventory::databases`] of an image like it has them.
     pub databases: Vec<String>,
     /// Gives the layers' bytes.
-    pub fetch: Fetch,
+    pub fetch: Arc<dyn Fetch>,
     /// Most compressed bytes to fetch.
     pub at_most: u64,
     /// A directory for temporary files.
@@ -192,7 +192,7 @@ impl Search<'_> {
     fn in_blob(&self, layer: &Layer, paths: &[&str]) -> Result<Vec<Sight>, Error> {
         let observer: Arc<dyn Observer> = Arc::new(Silent);
         let fetch = &self.peek.fetch;
-        let feed = Feed::open(&self.runtime, fetch, layer, &observer, &self.stop);
+        let feed = Feed::open(&self.runtime, fetch, layer, &observer, &self.stop, None);
         let stream = TarStream::new(feed, layer.compression)?;
         let budget = stream.budget();
         let mut archive = tar::Archive::new(stream);
@@ -206,7 +206,7 @@ impl Search<'_> {
         match read {
             Ok(()) => stream.finish(layer)?,
             Err(error) => return Err(blame(error, stream, layer)),
-        }
+        };
         let sights = scan.files.into_iter().map(Scanned::sight);
         sights
             .collect::<io::Result<_>>()
@@ -351,11 +351,4 @@ impl<'a> Scanned<'a> {
 /// Nobody is told: what is looked at here is not the download.
 struct Silent;
 
-impl Observer for Silent {
-    fn total(&self, _: u32, _: u64, _: u64) {}
-    fn bytes(&self, _: &Digest, _: u64) {}
-    fn layer_started(&self, _: &Layer) {}
-    fn layer_done(&self, _: &Layer) {}
-    fn downloaded(&self) {}
-    fn merging(&self, _: MergeStep) {}
-}
+impl Observer for Silent {}

@@ -4,12 +4,15 @@
 //! stored image has the same content in another compression. Invariant: content is taken for
 //! the same only where this program compared it with its `diff_id` when it came in.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
+use ostree::prelude::*;
 use ostree::{gio, glib};
 
 use super::error::{During, Error};
+use super::partial_blob;
+use super::patched::Patched;
 use super::transaction::{is_complete, resolve};
 use super::{CONFIG_KEY, DIFF_ID_KEY, DIGEST_KEY, MANIFEST_KEY};
 use crate::image::layer::{Layer, LayerKind};
@@ -23,17 +26,58 @@ pub struct Plan {
     pub present: Vec<Layer>,
     /// To be fetched.
     pub missing: Vec<Layer>,
+    /// Bytes of these that an interrupted attempt left, but for those that are fetched by parts.
+    pub kept: u64,
+    /// Bytes to fetch of those of them that are fetched by parts.
+    pub parts: BTreeMap<Digest, u64>,
+    /// How those of them are made that a delta is used for.
+    pub(crate) deltas: BTreeMap<Digest, Patched>,
 }
 
 impl Plan {
     /// Bytes to fetch.
     pub fn download_size(&self) -> u64 {
-        total(&self.missing)
+        self.needed_size().saturating_sub(self.kept)
     }
 
     /// Bytes that need not be fetched.
     pub fn cached_size(&self) -> u64 {
-        total(&self.present)
+        let here = total(&self.present).saturating_add(self.kept);
+        here.saturating_add(self.missing_size().saturating_sub(self.needed_size()))
+    }
+
+    /// Compressed bytes of all layers that are not in the repository.
+    pub fn missing_size(&self) -> u64 {
+        total(&self.missing)
+    }
+
+    /// Compressed bytes of what is not in the repository of these layers.
+    pub(crate) fn needed_size(&self) -> u64 {
+        let sizes = self.missing.iter().map(|layer| self.size_of(layer));
+        sizes.fold(0, u64::saturating_add)
+    }
+
+    /// Bytes of the layer that are fetched, if nothing was kept of it.
+    pub(crate) fn size_of(&self, layer: &Layer) -> u64 {
+        if let Some(patched) = self.deltas.get(&layer.digest) {
+            return patched.size();
+        }
+        let part = self.parts.get(&layer.digest);
+        part.map_or(layer.size, |part| layer.size.min(*part))
+    }
+
+    /// The layer is fetched by parts, which takes so many bytes; `kept` of it are of no use then.
+    pub(crate) fn by_parts(&mut self, layer: &Layer, bytes: u64, kept: u64) {
+        self.parts.insert(layer.digest.clone(), bytes);
+        self.kept = self.kept.saturating_sub(kept);
+    }
+
+    /// The layer is made by a delta; what was `kept` of it is of no use then.
+    pub(crate) fn by_delta(&mut self, layer: &Layer, patched: Patched, kept: u64) {
+        self.deltas.insert(layer.digest.clone(), patched);
+        if !self.parts.contains_key(&layer.digest) {
+            self.kept = self.kept.saturating_sub(kept);
+        }
     }
 }
 
@@ -100,6 +144,9 @@ pub(crate) fn survey(
             _ => survey.plan.missing.push(layer.clone()),
         }
     }
+    let path = repo.path().path().unwrap_or_default();
+    let kept = |layer: &Layer| partial_blob::kept(&path, layer);
+    survey.plan.kept = survey.plan.missing.iter().map(kept).sum();
     Ok(survey)
 }
 

@@ -11,8 +11,10 @@ use flate2::bufread::MultiGzDecoder;
 use sha2::{Digest as _, Sha256};
 
 use super::error::{During, Error};
-use super::feed::Feed;
+use super::feed::{Feed, Received};
 use super::objects::hex;
+use super::older_image::OlderFiles;
+use crate::delta::TarDiff;
 use crate::image::layer::{Compression, Layer};
 use crate::image::reference::Digest;
 
@@ -27,6 +29,7 @@ enum Decoder {
     Plain(Box<Feed>),
     Gzip(Box<MultiGzDecoder<Feed>>),
     Zstd(Box<zstd::Decoder<'static, Feed>>),
+    Patched(Box<TarDiff<Feed, OlderFiles>>),
 }
 
 impl Decoder {
@@ -35,6 +38,7 @@ impl Decoder {
             Self::Plain(feed) => feed,
             Self::Gzip(decoder) => decoder.get_mut(),
             Self::Zstd(decoder) => decoder.get_mut(),
+            Self::Patched(patched) => patched.get_mut(),
         }
     }
 
@@ -43,6 +47,7 @@ impl Decoder {
             Self::Plain(feed) => *feed,
             Self::Gzip(decoder) => decoder.into_inner(),
             Self::Zstd(decoder) => decoder.finish(),
+            Self::Patched(patched) => patched.into_inner(),
         }
     }
 }
@@ -53,6 +58,7 @@ impl Read for Decoder {
             Self::Plain(feed) => feed.read(buffer),
             Self::Gzip(decoder) => decoder.read(buffer),
             Self::Zstd(decoder) => decoder.read(buffer),
+            Self::Patched(patched) => patched.read(buffer),
         }
     }
 }
@@ -109,12 +115,21 @@ impl TarStream {
                 Decoder::Zstd(Box::new(decoder))
             }
         };
+        Ok(Self::of(decoder))
+    }
+
+    /// What a delta makes.
+    pub(crate) fn patched(patched: TarDiff<Feed, OlderFiles>) -> Self {
+        Self::of(Decoder::Patched(Box::new(patched)))
+    }
+
+    fn of(decoder: Decoder) -> Self {
         let budget = HeaderBudget(Rc::new(Cell::new(None)));
-        Ok(Self {
+        Self {
             decoder,
             hasher: Sha256::new(),
             budget,
-        })
+        }
     }
 
     /// Shared with whoever parses the entries.
@@ -131,7 +146,7 @@ impl TarStream {
     ///
     /// # Errors
     /// [`Error::DigestMismatch`], and whatever the source failed with.
-    pub(crate) fn finish_blob(self) -> Result<(), Error> {
+    pub(crate) fn finish_blob(self) -> Result<Received, Error> {
         self.decoder.into_feed().finish()
     }
 
@@ -140,7 +155,7 @@ impl TarStream {
     /// # Errors
     /// [`Error::DigestMismatch`] and [`Error::DiffIdMismatch`]; [`Error::Layer`] when what
     /// follows the last entry cannot be decompressed.
-    pub(crate) fn finish(mut self, layer: &Layer) -> Result<(), Error> {
+    pub(crate) fn finish(mut self, layer: &Layer) -> Result<Received, Error> {
         self.budget.content();
         let rest = io::copy(&mut self, &mut io::sink());
         if let Err(error) = rest {
@@ -155,8 +170,9 @@ impl TarStream {
         }
         let hasher = self.hasher;
         // The blob first: a damaged transfer is a better explanation than a lying image.
-        self.decoder.into_feed().finish()?;
-        check_diff_id(&hasher, layer)
+        let received = self.decoder.into_feed().finish()?;
+        check_diff_id(&hasher, layer)?;
+        Ok(received)
     }
 }
 

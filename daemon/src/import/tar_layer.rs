@@ -1,20 +1,19 @@
-//! Reads the tar of a plain layer: entries become slots of objects and places in a tree.
+//! Reads the tar of a plain layer, entry by entry.
 //!
-//! Invariants: every entry is either in the tree, deliberately dropped, or a typed error;
-//! owner, mode with setuid bits and extended attributes are kept, times are not.
+//! Invariant: owner, mode with setuid bits and extended attributes are kept, times are not.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 
 use ostree::gio;
 use ostree::prelude::*;
 use tar::EntryType;
 
-use super::layer_tree::{LayerTree, Misfit, Path};
-use super::objects::{
-    Attributes, NoRoom, Payload, S_IFDIR, S_IFLNK, S_IFREG, Xattrs, check_room, file_header,
-};
-use super::path::{BadPath, PathRules, Place, REPOSITORY, place, relative, text};
+use super::entries::{Entries, Entry, Kind};
+use super::guess::Guess;
+use super::layer_tree::{LayerTree, Misfit};
+use super::objects::{Attributes, IN_MEMORY, NoRoom, Payload, Xattrs, check_room};
+use super::path::{BadPath, PathRules, text};
 use super::stream::TarStream;
 use super::write_pool::{Slot, Stopped, WritePool};
 
@@ -72,21 +71,16 @@ impl From<Stopped> for ReadError {
     }
 }
 
-/// Reads all entries of `archive`; the objects go to `pool`.
+/// Reads all entries of `archive`; the objects go to `pool`, with labels by the guess.
 pub(crate) fn read(
     archive: &mut tar::Archive<TarStream>,
     budget: &super::stream::HeaderBudget,
     rules: PathRules,
+    guess: Option<&Guess>,
     pool: &mut WritePool<'_>,
     cancellable: &gio::Cancellable,
 ) -> Result<LayerTree, ReadError> {
-    let mut reader = Reader {
-        rules,
-        pool,
-        tree: LayerTree::default(),
-        changed: HashMap::new(),
-        dropped: BTreeMap::new(),
-    };
+    let mut taken = Entries::new(rules).with_labels(guess);
     let mut entries = archive.entries()?;
     loop {
         if cancellable.is_cancelled() {
@@ -96,162 +90,74 @@ pub(crate) fn read(
         let Some(entry) = entries.next() else { break };
         budget.content();
         let mut entry = entry?;
-        reader.entry(&mut entry)?;
+        if !entry.header().entry_type().is_pax_global_extensions() {
+            let mut described = Described {
+                entry: &mut entry,
+                pool,
+            };
+            taken.take(&mut described)?;
+        }
         // Whatever was not needed is read here, where it does not count as headers.
         io::copy(&mut entry, &mut io::sink())?;
     }
-    for (name, count) in &reader.dropped {
-        tracing::debug!(name, count, "content of a layer was dropped");
-    }
-    Ok(reader.tree)
+    Ok(taken.into_tree())
 }
 
-struct Reader<'pool, 'scope> {
-    rules: PathRules,
-    pool: &'pool mut WritePool<'scope>,
-    tree: LayerTree,
-    /// Files of the image's own ostree repository that this layer changed, by path: hard
-    /// links to them elsewhere in the layer are meant to have the changed content.
-    changed: HashMap<String, Slot>,
-    dropped: BTreeMap<Box<str>, u64>,
+/// An entry of a tar, and where its object goes.
+struct Described<'entry, 'tar, 'scope, R: Read> {
+    entry: &'entry mut tar::Entry<'tar, R>,
+    pool: &'entry mut WritePool<'scope>,
 }
 
-impl Reader<'_, '_> {
-    fn entry<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>) -> Result<(), ReadError> {
-        let kind = entry.header().entry_type();
-        if kind.is_pax_global_extensions() {
-            return Ok(());
+impl<R: Read> Entry for Described<'_, '_, '_, R> {
+    fn kind(&self) -> Kind {
+        match self.entry.header().entry_type() {
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Kind::Regular,
+            EntryType::Directory => Kind::Directory,
+            EntryType::Symlink => Kind::Symlink,
+            EntryType::Link => Kind::HardLink,
+            EntryType::Char => Kind::Unsupported("a character device".to_owned()),
+            EntryType::Block => Kind::Unsupported("a block device".to_owned()),
+            EntryType::Fifo => Kind::Unsupported("a named pipe".to_owned()),
+            other => {
+                let letter = char::from(other.as_byte());
+                Kind::Unsupported(format!("of the unknown type {letter:?}"))
+            }
         }
-        let raw_path = entry.path_bytes().into_owned();
-        let path = text(&raw_path)?.to_owned();
-        // Old tars know no directories, only names that end in a slash.
-        let kind = if is_regular(kind) && path.ends_with('/') {
-            EntryType::Directory
-        } else {
-            kind
+    }
+
+    fn path(&self) -> Result<String, ReadError> {
+        Ok(text(&self.entry.path_bytes())?.to_owned())
+    }
+
+    fn link_target(&self, path: &str) -> Result<String, ReadError> {
+        let target = self.entry.link_name_bytes();
+        let Some(target) = target.filter(|target| !target.is_empty()) else {
+            return Err(ReadError::Rule(format!("{path} is a link to nothing")));
         };
-        let changed = entry.header().mtime().unwrap_or(0) > 0;
-        let repository = relative(&path)?;
-        if changed && repository.starts_with(REPOSITORY) && is_regular(kind) {
-            let slot = self.regular(entry)?;
-            self.changed.insert(repository, slot);
-            return Ok(());
-        }
-        if changed && kind == EntryType::Link && !repository.starts_with(REPOSITORY) {
-            let target = relative(&link_target(entry, &path)?)?;
-            if target.starts_with(REPOSITORY) {
-                return self.repository_link(&path, &target);
-            }
-        }
-        match self.place(&path)? {
-            Some(place) => self.put(entry, kind, &path, &place),
-            None => Ok(()),
-        }
+        Ok(text(&target)?.to_owned())
     }
 
-    fn put<R: Read>(
-        &mut self,
-        entry: &mut tar::Entry<'_, R>,
-        kind: EntryType,
-        path: &str,
-        place: &Path,
-    ) -> Result<(), ReadError> {
-        match kind {
-            EntryType::Directory => {
-                let attributes = attributes(entry, S_IFDIR)?;
-                Ok(self.tree.dir(place, attributes)?)
-            }
-            EntryType::Symlink => {
-                let slot = self.symlink(entry, path)?;
-                Ok(self.tree.file(place, slot)?)
-            }
-            EntryType::Link => {
-                let target = link_target(entry, path)?;
-                self.hard_link(place, path, &target)
-            }
-            _ if is_regular(kind) => {
-                let slot = self.regular(entry)?;
-                Ok(self.tree.file(place, slot)?)
-            }
-            other => Err(unsupported(path, other)),
+    fn is_changed(&self) -> bool {
+        self.entry.header().mtime().unwrap_or(0) > 0
+    }
+
+    fn attributes(&mut self, file_type: u32) -> Result<Attributes, ReadError> {
+        attributes(self.entry, file_type)
+    }
+
+    fn store(&mut self, header: Vec<u8>) -> Result<Slot, ReadError> {
+        let size = self.entry.size();
+        if size > IN_MEMORY {
+            check_room(size, self.pool.tmp())?;
         }
+        let (payload, content) = self.pool.read(header, size, self.entry)?;
+        Ok(self.pool.push_with(payload, content)?)
     }
 
-    fn place(&mut self, path: &str) -> Result<Option<Path>, ReadError> {
-        match place(path, self.rules)? {
-            Place::At(parts) => Ok(Some(parts)),
-            Place::Dropped(name) => {
-                *self.dropped.entry(name).or_default() += 1;
-                Ok(None)
-            }
-        }
+    fn store_header(&mut self, header: Vec<u8>) -> Result<Slot, ReadError> {
+        Ok(self.pool.push(Payload::Memory(header))?)
     }
-
-    /// A link into the image's own repository is worth something only if this layer
-    /// changed the object; otherwise the base has the file already.
-    fn repository_link(&mut self, path: &str, target: &str) -> Result<(), ReadError> {
-        let Some(slot) = self.changed.get(target).copied() else {
-            return Ok(());
-        };
-        if let Some(place) = self.place(path)? {
-            self.tree.file(&place, slot)?;
-        }
-        Ok(())
-    }
-
-    fn hard_link(&mut self, place_: &Path, path: &str, target: &str) -> Result<(), ReadError> {
-        match place(target, self.rules)? {
-            Place::At(target) => Ok(self.tree.link(place_, target)?),
-            Place::Dropped(_) => Err(ReadError::Rule(format!(
-                "{path} is a hard link to {target}, which is not kept"
-            ))),
-        }
-    }
-
-    fn regular<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>) -> Result<Slot, ReadError> {
-        let header = file_header(&attributes(entry, S_IFREG)?, "");
-        check_room(entry.size(), self.pool.tmp())?;
-        let payload = Payload::read(header, entry.size(), entry, self.pool.tmp())?;
-        Ok(self.pool.push(payload)?)
-    }
-
-    fn symlink<R: Read>(
-        &mut self,
-        entry: &mut tar::Entry<'_, R>,
-        path: &str,
-    ) -> Result<Slot, ReadError> {
-        let target = link_target(entry, path)?;
-        let mut attributes = attributes(entry, S_IFLNK)?;
-        // The system reports this mode for every symbolic link, whatever the tar said.
-        attributes.mode = S_IFLNK | 0o777;
-        Ok(self
-            .pool
-            .push(Payload::Memory(file_header(&attributes, &target)))?)
-    }
-}
-
-fn is_regular(kind: EntryType) -> bool {
-    matches!(
-        kind,
-        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse
-    )
-}
-
-fn unsupported(path: &str, kind: EntryType) -> ReadError {
-    let name = match kind {
-        EntryType::Char => "a character device".to_owned(),
-        EntryType::Block => "a block device".to_owned(),
-        EntryType::Fifo => "a named pipe".to_owned(),
-        other => format!("of the unknown type {:?}", char::from(other.as_byte())),
-    };
-    ReadError::Rule(format!("{path} is {name}, which ostree cannot store"))
-}
-
-fn link_target<R: Read>(entry: &tar::Entry<'_, R>, path: &str) -> Result<String, ReadError> {
-    let Some(target) = entry.link_name_bytes().filter(|target| !target.is_empty()) else {
-        return Err(ReadError::Rule(format!("{path} is a link to nothing")));
-    };
-    Ok(text(&target)?.to_owned())
 }
 
 /// Owner, mode and extended attributes of an entry.

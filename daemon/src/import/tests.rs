@@ -1,29 +1,38 @@
 //! Whole imports into real repositories, from images that are built here.
 
 mod databases;
+mod deltas;
 mod encapsulated;
 mod files;
 mod guards;
 mod hostile;
+mod labels;
+mod partial;
 mod refusals;
+mod resuming;
 mod trees;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write as _;
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
+use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, StreamExt as _};
 use ostree::ObjectType;
 use serde_json::json;
 use tokio_util::bytes::Bytes;
 
 use super::objects::hex;
-use super::transaction::load_tree;
+use super::plan::stored_image;
+use super::transaction::{Transaction, load_tree, resolve};
 use super::tree::Dir;
 use super::*;
+use crate::chunked::Chunked;
 use crate::image::layer::Compression;
-use crate::image::reference::guard_ref;
+use crate::image::reference::{blob_ref, guard_ref};
+use crate::image::{self, ByteStream, Pace};
 
 /// A tar in the making.
 struct Tar(tar::Builder<Vec<u8>>);
@@ -114,12 +123,13 @@ fn compress(compression: Compression, tar: &[u8]) -> Vec<u8> {
 }
 
 /// An image and the blobs that a registry would serve.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct TestImage {
     layers: Vec<serde_json::Value>,
     diff_ids: Vec<String>,
     blobs: HashMap<Digest, Vec<u8>>,
     labels: BTreeMap<String, String>,
+    chunked: HashMap<Digest, Chunked>,
 }
 
 impl TestImage {
@@ -172,7 +182,12 @@ impl TestImage {
         })
         .to_string();
         let digest = Digest::of(manifest.as_bytes());
-        Image::parse(digest, None, manifest.as_bytes(), config.as_bytes()).unwrap()
+        let image = Image::parse(digest, None, manifest.as_bytes(), config.as_bytes());
+        let mut image = image.unwrap();
+        for layer in &mut image.layers {
+            layer.chunked = self.chunked.get(&layer.digest).cloned();
+        }
+        image
     }
 }
 
@@ -183,6 +198,7 @@ struct Recorder {
     done: AtomicUsize,
     downloaded: AtomicBool,
     steps: Mutex<Vec<MergeStep>>,
+    notes: Mutex<Vec<String>>,
 }
 
 impl Observer for Recorder {
@@ -202,6 +218,12 @@ impl Observer for Recorder {
     fn merging(&self, step: MergeStep) {
         self.steps.lock().unwrap().push(step);
     }
+    fn more(&self, bytes: u64) {
+        self.total.lock().unwrap().1 += bytes;
+    }
+    fn note(&self, text: String) {
+        self.notes.lock().unwrap().push(text);
+    }
 }
 
 struct Host {
@@ -209,6 +231,7 @@ struct Host {
     recorder: Arc<Recorder>,
     cancel: CancellationToken,
     needed: Vec<Digest>,
+    deltas: Vec<Artifact>,
 }
 
 impl Host {
@@ -228,6 +251,7 @@ impl Host {
             recorder: Arc::default(),
             cancel: CancellationToken::new(),
             needed: Vec::new(),
+            deltas: Vec::new(),
         }
     }
 
@@ -246,7 +270,11 @@ impl Host {
         self.import_with(test, memory(test)).await
     }
 
-    async fn import_with(&mut self, test: &TestImage, fetch: Fetch) -> Result<Imported, Error> {
+    async fn import_with(
+        &mut self,
+        test: &TestImage,
+        fetch: Arc<dyn Fetch>,
+    ) -> Result<Imported, Error> {
         self.recorder = Arc::default();
         let request = ImportRequest {
             repo_path: self.dir.path().to_owned(),
@@ -254,6 +282,7 @@ impl Host {
             imgref: "docker://localhost:5000/os:1".parse().unwrap(),
             needed: self.needed.clone(),
             fetch,
+            deltas: self.deltas.clone().into(),
             observer: self.recorder.clone(),
             cancel: self.cancel.clone(),
             parallel_layers: 3,
@@ -313,13 +342,48 @@ impl Host {
     }
 }
 
+/// A source that has whole layers only, and from their first byte.
+impl<F> Fetch for F
+where
+    F: Fn(&Layer) -> BoxFuture<'static, Result<ByteStream, image::Error>> + Send + Sync,
+{
+    fn whole(
+        &self,
+        layer: &Layer,
+        from: u64,
+    ) -> BoxFuture<'static, Result<ByteStream, image::Error>> {
+        assert_eq!(from, 0, "this source begins at the beginning");
+        self(layer)
+    }
+
+    fn part(
+        &self,
+        _: &Layer,
+        _: Range<u64>,
+    ) -> BoxFuture<'static, Result<ByteStream, image::Error>> {
+        async { Err(image::Error::NoRanges) }.boxed()
+    }
+
+    fn has_parts(&self) -> bool {
+        false
+    }
+
+    fn connections(&self) -> usize {
+        1
+    }
+
+    fn pace(&self) -> Pace {
+        Pace::default()
+    }
+}
+
 /// The ref that guards the image.
 fn guard(test: &TestImage) -> String {
     guard_ref(&test.image().digest)
 }
 
 /// Serves blobs in small pieces.
-fn memory(test: &TestImage) -> Fetch {
+fn memory(test: &TestImage) -> Arc<dyn Fetch> {
     let blobs = Arc::new(test.blobs.clone());
     Arc::new(move |layer: &Layer| {
         let blob = Bytes::from(blobs[&layer.digest].clone());

@@ -154,10 +154,24 @@ impl<'repo> Transaction<'repo> {
         self.repo.transaction_set_ref(None, name, None);
     }
 
+    /// [`Transaction::commit`], and begins another.
+    pub(crate) fn renew(&mut self) -> Result<(), Error> {
+        self.close()?;
+        // Between the two anybody may prune what no ref holds.
+        self.known.clear();
+        let guard = self.repo.auto_transaction(Some(&self.cancellable));
+        self.guard = Some(guard.during("opening a transaction")?);
+        Ok(())
+    }
+
     /// Makes everything visible, durably.
     ///
     /// Not to be cancelled: it does not take long, and half of it would be worth nothing.
     pub(crate) fn commit(mut self) -> Result<(), Error> {
+        self.close()
+    }
+
+    fn close(&mut self) -> Result<(), Error> {
         if let Some(guard) = self.guard.take() {
             guard
                 .commit(gio::Cancellable::NONE)
@@ -240,6 +254,29 @@ pub(crate) fn load_tree(repo: &ostree::Repo, commit: &str) -> Result<Dir, Error>
     load_dir(repo, &tree, meta, 0, &mut room)
 }
 
+/// The directory at `path` in the tree of a commit; nothing else of it is read.
+pub(crate) fn load_tree_at(
+    repo: &ostree::Repo,
+    commit: &str,
+    path: &[&str],
+) -> Result<Option<Dir>, Error> {
+    let (variant, _) = repo.load_commit(commit).during("loading a commit")?;
+    let (mut tree, mut meta) = (id_at(&variant, 6)?, id_at(&variant, 7)?);
+    for name in path {
+        let variant = repo
+            .load_variant(ObjectType::DirTree, &hex(&tree))
+            .during("loading a directory")?;
+        let dirs = variant.child_value(1);
+        let mut dirs = (0..dirs.n_children()).map(|index| dirs.child_value(index));
+        let Some(dir) = dirs.find(|dir| dir.child_value(0).str() == Some(name)) else {
+            return Ok(None);
+        };
+        (tree, meta) = (id_at(&dir, 1)?, id_at(&dir, 2)?);
+    }
+    let mut room = ENTRIES_MAX;
+    load_dir(repo, &tree, meta, path.len(), &mut room).map(Some)
+}
+
 /// Most entries of a tree; images of whole systems have some hundred thousand.
 const ENTRIES_MAX: usize = 4_000_000;
 
@@ -302,17 +339,20 @@ fn corrupt() -> Error {
 }
 
 /// Whether a commit and everything below it is in the repository. A commit that is whole but
-/// still marked partial (the process was killed at the last moment) loses the mark.
+/// still marked partial (the process was killed at the last moment) loses the mark. One without a
+/// mark was whole when its ref was set, so only the directory at its top is looked at; whoever
+/// loads all of it finds out what became of the rest, and marks it.
 pub(crate) fn is_complete(
     repo: &ostree::Repo,
     commit: &str,
     cancellable: &gio::Cancellable,
 ) -> Result<bool, Error> {
-    let Ok((_, state)) = repo.load_commit(commit) else {
+    let Ok((variant, state)) = repo.load_commit(commit) else {
         return Ok(false);
     };
     if !state.contains(ostree::RepoCommitState::PARTIAL) {
-        return Ok(load_tree(repo, commit).is_ok());
+        let root = hex(&id_at(&variant, 6)?);
+        return Ok(repo.load_variant(ObjectType::DirTree, &root).is_ok());
     }
     if !has_all_objects(repo, commit, cancellable)? {
         return Ok(false);

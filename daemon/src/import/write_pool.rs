@@ -4,6 +4,7 @@
 //! to write objects inside one transaction. Invariant: [`WritePool::finish`] has joined them
 //! all, so the transaction may be committed after it.
 
+use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -11,9 +12,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Scope, ScopedJoinHandle};
 
 use ostree::gio;
+use sha2::{Digest as _, Sha256};
 
 use super::error::Error;
-use super::objects::{Id, Payload};
+use super::index::{Contents, Record};
+use super::objects::{IN_MEMORY, Id, Payload, sha256};
 
 /// Threads of one layer.
 const THREADS: usize = 2;
@@ -27,7 +30,25 @@ const BATCH_OBJECTS: usize = 128;
 /// The place of a content object in the order in which a layer names them.
 pub(crate) type Slot = usize;
 
-type Batch = Vec<(Slot, Payload)>;
+/// What is known of an object's content, for the index of contents.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Content {
+    /// Nobody asks.
+    Ignored,
+    /// It begins here in a payload in memory.
+    From(usize),
+    /// It was hashed on the way.
+    Known {
+        /// SHA-256 of it.
+        content: Id,
+        /// SHA-256 of what precedes it.
+        header: Id,
+        /// Its bytes.
+        size: u64,
+    },
+}
+
+type Batch = Vec<(Slot, Payload, Content)>;
 type Written = Result<Vec<(Slot, Id)>, Error>;
 
 /// The writers of one layer.
@@ -39,6 +60,7 @@ pub(crate) struct WritePool<'scope> {
     weight: usize,
     next: Slot,
     tmp: PathBuf,
+    learns: bool,
 }
 
 /// The writers gave up; [`WritePool::finish`] tells why.
@@ -46,11 +68,13 @@ pub(crate) struct WritePool<'scope> {
 pub(crate) struct Stopped;
 
 impl<'scope> WritePool<'scope> {
-    /// Starts the threads. `tmp` is the directory for content that is too large for memory.
+    /// Starts the threads. `tmp` is the directory for content that is too large for memory;
+    /// `contents` learns what is in the objects.
     pub(crate) fn start(
         scope: &'scope Scope<'scope, '_>,
         repo: &ostree::Repo,
         tmp: PathBuf,
+        contents: Option<&Arc<Contents>>,
         cancellable: &gio::Cancellable,
     ) -> Self {
         let (batches, receiver) = sync_channel::<Batch>(WAITING);
@@ -60,8 +84,10 @@ impl<'scope> WritePool<'scope> {
             .map(|_| {
                 let (repo, cancellable) = (repo.clone(), cancellable.clone());
                 let (receiver, failed) = (receiver.clone(), failed.clone());
+                let contents = contents.cloned();
                 scope.spawn(move || {
-                    let written = write_all(&repo, &receiver, &failed, &cancellable);
+                    let contents = contents.as_deref();
+                    let written = write_all(&repo, &receiver, contents, &failed, &cancellable);
                     failed.fetch_or(written.is_err(), Ordering::Relaxed);
                     written
                 })
@@ -75,6 +101,7 @@ impl<'scope> WritePool<'scope> {
             weight: 0,
             next: 0,
             tmp,
+            learns: contents.is_some(),
         }
     }
 
@@ -83,14 +110,49 @@ impl<'scope> WritePool<'scope> {
         &self.tmp
     }
 
+    /// Takes header and exactly `length` bytes of `content`, as [`Payload::read`] does, together
+    /// with what the index of contents wants to know.
+    pub(crate) fn read(
+        &self,
+        header: Vec<u8>,
+        length: u64,
+        content: &mut impl Read,
+    ) -> io::Result<(Payload, Content)> {
+        if !self.learns || length == 0 {
+            let payload = Payload::read(header, length, content, &self.tmp)?;
+            return Ok((payload, Content::Ignored));
+        }
+        if length <= IN_MEMORY {
+            let from = Content::From(header.len());
+            return Ok((Payload::read(header, length, content, &self.tmp)?, from));
+        }
+        let (header_id, mut content) = (sha256(&header), Hashing::new(content));
+        let payload = Payload::read(header, length, &mut content, &self.tmp)?;
+        let known = Content::Known {
+            content: content.finish(),
+            header: header_id,
+            size: length,
+        };
+        Ok((payload, known))
+    }
+
     /// Queues one object and tells its slot; blocks while the writers are behind.
     pub(crate) fn push(&mut self, payload: Payload) -> Result<Slot, Stopped> {
+        self.push_with(payload, Content::Ignored)
+    }
+
+    /// [`WritePool::push`], for an object of which the index of contents shall know.
+    pub(crate) fn push_with(
+        &mut self,
+        payload: Payload,
+        content: Content,
+    ) -> Result<Slot, Stopped> {
         let slot = self.next;
         self.next += 1;
         self.weight += payload.weight();
         // A spooled file occupies the disk twice: do not let it wait for company.
         let flush = matches!(payload, Payload::Spooled(_));
-        self.batch.push((slot, payload));
+        self.batch.push((slot, payload, content));
         if flush || self.weight >= BATCH_BYTES || self.batch.len() >= BATCH_OBJECTS {
             self.flush()?;
         }
@@ -137,6 +199,7 @@ fn panicked() -> Error {
 fn write_all(
     repo: &ostree::Repo,
     batches: &Mutex<Receiver<Batch>>,
+    contents: Option<&Contents>,
     failed: &AtomicBool,
     cancellable: &gio::Cancellable,
 ) -> Written {
@@ -150,8 +213,73 @@ fn write_all(
         if failed.load(Ordering::Relaxed) {
             return Ok(written);
         }
-        for (slot, payload) in batch {
-            written.push((slot, payload.write(repo, cancellable)?));
+        for (slot, payload, content) in batch {
+            let known = contents.and_then(|_| known(content, &payload));
+            let id = payload.write(repo, cancellable)?;
+            written.push((slot, id));
+            if let (Some(contents), Some(record)) = (contents, known) {
+                contents.learn(Record {
+                    object: id,
+                    ..record
+                });
+            }
         }
+    }
+}
+
+/// What the index is to know of an object but for its name.
+fn known(content: Content, payload: &Payload) -> Option<Record> {
+    let record = |content, header, size| Record {
+        content,
+        header,
+        size,
+        object: [0; 32],
+    };
+    match (content, payload) {
+        (
+            Content::Known {
+                content,
+                header,
+                size,
+            },
+            _,
+        ) => Some(record(content, header, size)),
+        (Content::From(start), Payload::Memory(bytes)) => {
+            let (header, content) = bytes.split_at_checked(start)?;
+            Some(record(
+                sha256(content),
+                sha256(header),
+                content.len() as u64,
+            ))
+        }
+        (Content::From(_) | Content::Ignored, _) => None,
+    }
+}
+
+/// Hashes what is read through it.
+pub(crate) struct Hashing<R> {
+    inner: R,
+    hasher: Sha256,
+}
+
+impl<R> Hashing<R> {
+    pub(crate) fn new(inner: R) -> Self {
+        Self {
+            inner,
+            hasher: Sha256::new(),
+        }
+    }
+
+    /// SHA-256 of what was read.
+    pub(crate) fn finish(self) -> Id {
+        self.hasher.finalize().into()
+    }
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.hasher.update(&buffer[..count]);
+        Ok(count)
     }
 }

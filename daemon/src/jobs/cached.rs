@@ -49,5 +49,7 @@ pub(super) async fn find(
         source: Source::open(&reference, &source::registry_config(job))?,
         image,
         origin: origin.clone(),
+        deltas: Arc::default(),
+        looked: 0,
     })
 }

@@ -1,4 +1,5 @@
-//! `Check`: is there something new? Writes nothing but the cached update, and what it learned of packages.
+//! `Check`: is there something new? Writes nothing but the cached update, and what it learned: of packages, of
+//! what layers have in them, and of what is here already.
 
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ pub(super) async fn run(job: &Job, max_age: Option<u64>) -> Result<Outcome, Erro
     {
         return Ok(outcome(&snapshot, &image, true));
     }
-    let found = source::resolve(job, &origin, None).await?;
+    let found = source::resolve(job, &snapshot, &origin, None).await?;
     let digest = &found.image.digest;
     let is_here = |deployment: Option<&sysroot::Deployment>| {
         deployment.and_then(|deployment| deployment.digest()) == Some(digest)

@@ -3,6 +3,7 @@
 use super::progress::Phase;
 use super::{Discardable, Fact, Facts, Job, Outcome, bound, reboot_required};
 use crate::error::Error;
+use crate::import::{self, Wanted};
 use crate::sysroot::{Deployment, Discarded, ImageCleanup, Lock, Slot, Snapshot};
 
 pub(super) async fn run(job: &Job, what: &[Discardable], dry_run: bool) -> Result<Outcome, Error> {
@@ -20,7 +21,8 @@ pub(super) async fn run(job: &Job, what: &[Discardable], dry_run: bool) -> Resul
     if dry_run {
         job.progress.say("counting");
         let deployments = doomed.len();
-        let counted = lock.preview_clean_up(which, doomed, &job.cancel).await?;
+        let mut counted = lock.preview_clean_up(which, doomed, &job.cancel).await?;
+        counted.bytes += half_fetched(job, which, true).await?;
         return Ok(Outcome {
             facts: facts(false, deployments, &counted),
         });
@@ -44,12 +46,40 @@ pub(super) async fn remove(
     }
     job.progress.part(0.3);
     job.progress.say("removing images and objects");
-    let removed = lock.clean_up(which, &job.cancel).await?;
+    // First: what guards the images that these are of may go with the rest.
+    let half_fetched = half_fetched(job, which, false).await?;
+    let mut removed = lock.clean_up(which, &job.cancel).await?;
+    removed.bytes += half_fetched;
+    remove_indexes(job).await;
     bound::prune(job, &job.sysroot.snapshot().await?).await;
-    let changed = deployments + removed.images + removed.layers > 0;
+    let changed = deployments + removed.images + removed.layers > 0 || half_fetched > 0;
     Ok(Outcome {
         facts: facts(changed, deployments, &removed),
     })
+}
+
+/// Removes layers that did not come whole, unless a job comes back to them or what they are of is to
+/// stay; returns their bytes.
+async fn half_fetched(job: &Job, which: ImageCleanup, dry_run: bool) -> Result<u64, Error> {
+    let wanted = match which {
+        ImageCleanup::Unreferenced => Wanted::Guarded,
+        ImageCleanup::Downloaded => Wanted::Only(job.download.others()),
+    };
+    let path = job.sysroot.repo_path();
+    let discard = move || import::discard_half_fetched(&path, &wanted, dry_run);
+    let freed = tokio::task::spawn_blocking(discard).await;
+    Ok(freed.map_err(|error| Error::Internal(error.to_string()))??)
+}
+
+/// What is known of images that are gone is of no use to anybody.
+async fn remove_indexes(job: &Job) {
+    let path = job.sysroot.repo_path();
+    let removed = tokio::task::spawn_blocking(move || import::discard_indexes(&path)).await;
+    match removed {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "old content indexes stay"),
+        Err(error) => tracing::warn!(%error, "old content indexes stay"),
+    }
 }
 
 fn facts(changed: bool, deployments: usize, discarded: &Discarded) -> Facts {

@@ -41,8 +41,13 @@ impl Download {
     /// It fetches the image with that manifest from now on, and no other. Returns the images
     /// that other jobs come back to.
     pub(super) fn begin(&self, manifest: &Digest) -> Vec<Digest> {
-        let mut images = self.all.images();
-        images.insert(self.job, manifest.clone());
+        self.all.images().insert(self.job, manifest.clone());
+        self.others()
+    }
+
+    /// The images that other jobs come back to.
+    pub(super) fn others(&self) -> Vec<Digest> {
+        let images = self.all.images();
         let others = images.iter().filter(|(job, _)| **job != self.job);
         others.map(|(_, manifest)| manifest.clone()).collect()
     }
@@ -57,6 +62,7 @@ mod tests {
         let [old, new, other] = ["old", "new", "other"].map(|text| Digest::of(text.as_bytes()));
         let downloads = Downloads::default();
         assert!(downloads.of(1).begin(&old).is_empty());
+        assert_eq!(downloads.of(3).others(), std::slice::from_ref(&old));
         assert_eq!(downloads.of(2).begin(&other), [old]);
         // It was interrupted, and meanwhile there is something newer.
         assert_eq!(downloads.of(1).begin(&new), std::slice::from_ref(&other));

@@ -8,7 +8,9 @@
 mod apply;
 mod bound;
 mod cached;
+mod candidate;
 mod check;
+mod deltas;
 mod discard;
 pub mod downloads;
 mod finalization;
@@ -25,6 +27,7 @@ mod simulate;
 mod soft_reboot;
 mod source;
 mod staging;
+mod unchanged;
 mod upgrade;
 mod usr_overlay;
 
@@ -35,8 +38,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::error::Error;
-use crate::image::layout::Image;
-use crate::image::reference::{Digest, ImageReference, OriginReference};
+use crate::image::Remembered;
+use crate::image::reference::{Digest, OriginReference};
 use crate::inhibit::Inhibitors;
 use crate::observe::logind::Logind;
 use crate::observe::systemd::Systemd;
@@ -48,6 +51,7 @@ use downloads::Download;
 use packages::Packages;
 use progress::{Phases, Progress, phases};
 
+pub use candidate::Candidate;
 pub use kargs::Change as KernelChange;
 pub use source::{Archive, direction};
 pub use upgrade::Pull;
@@ -271,21 +275,6 @@ pub enum Fact {
 /// Results by key, in the words of `Job.Result`.
 pub type Facts = Vec<(&'static str, Fact)>;
 
-/// What a check found.
-#[derive(Debug, Clone)]
-pub struct Candidate {
-    /// The image.
-    pub image: Arc<Image>,
-    /// The reference it was found under.
-    pub reference: ImageReference,
-    /// When the registry said so, in seconds since 1970; zero for what is known from disk.
-    pub found_at: u64,
-    /// Layers that are missing here; `None` = not known.
-    pub layers_missing: Option<u32>,
-    /// Compressed bytes that are missing here; `None` = not known.
-    pub download_size: Option<u64>,
-}
-
 /// What a job leaves behind when it succeeds.
 #[derive(Debug, Default)]
 pub struct Outcome {
@@ -325,6 +314,8 @@ pub struct Job {
     pub cancel: CancellationToken,
     /// How the registry was asked last, for `max-age`.
     pub last_check: Option<LastCheck>,
+    /// What is known of registries by now.
+    pub registries: Remembered,
     /// Where the candidate goes as soon as it is known.
     pub found: tokio::sync::watch::Sender<Option<Candidate>>,
     /// What is known about packages in images, and where more goes.

@@ -15,7 +15,7 @@ use super::Job;
 use super::source::Found;
 use crate::error::Error;
 use crate::image::reference::{Digest, Transport};
-use crate::import::{self, Fetch, Peek};
+use crate::import::{self, Peek};
 use crate::packages::{Difference, Inventory, compare};
 use crate::record::inventories;
 use crate::sysroot::{Deployment, Snapshot};
@@ -248,16 +248,11 @@ async fn peek(job: &Job, found: &Found, booted: &Inventory) -> Result<Option<Inv
         return Ok(None);
     }
     job.progress.say("looking which packages differ");
-    let source = found.source.clone();
-    let fetch: Fetch = Arc::new(move |layer: &_| {
-        let (source, layer) = (source.clone(), Clone::clone(layer));
-        Box::pin(async move { source.blob(&layer).await })
-    });
     let looked = import::peek(Peek {
         repo_path: job.sysroot.repo_path(),
         image: found.image.clone(),
         databases: booted.databases.clone(),
-        fetch,
+        fetch: Arc::new(found.source.clone()),
         at_most: job.config.max_peek_size,
         scratch: job.packages.state_directory.clone(),
         cancel: job.cancel.clone(),

@@ -355,6 +355,14 @@ impl Observer for Progress {
         self.enter(Phase::Merging, message);
         self.part(part);
     }
+
+    fn more(&self, bytes: u64) {
+        self.update(|numbers| numbers.reading.bytes_total += bytes);
+    }
+
+    fn note(&self, text: String) {
+        self.say(text);
+    }
 }
 
 #[cfg(test)]

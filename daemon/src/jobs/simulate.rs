@@ -1,7 +1,8 @@
 //! `Simulate`: what an upgrade would lead to, told without doing it.
 //!
-//! Invariants: nothing is written and no lock is taken, so it may run beside a job that writes;
-//! what is not known before the image is here is left out, and never guessed.
+//! Invariants: nothing is written and no lock is taken, so it may run beside a job that writes (unless what is
+//! tracked is on this host, and has to be unpacked to be read); nothing is fetched but the documents of the
+//! image; what is not known before the image is here is left out, and never guessed.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -107,7 +108,7 @@ async fn subject(
     }
     let image = match known {
         Some(image) => image,
-        None => source::resolve(job, &origin, digest).await?.image,
+        None => source::resolve_image(job, snapshot, &origin, digest).await?,
     };
     Ok(Subject {
         image,
@@ -131,6 +132,8 @@ async fn obstacles(
         image: subject.image.clone(),
         source: Source::open(&reference, &source::registry_config(job))?,
         origin: subject.origin.clone(),
+        deltas: Arc::default(),
+        looked: 0,
     };
     let pull = Pull {
         digest: digest.cloned(),
@@ -159,10 +162,11 @@ async fn repository(
     let Room {
         need,
         have,
+        download,
         is_whole,
     } = room.map_err(|error| Error::Internal(error.to_string()))??;
     facts.extend([
-        ("download-size", Fact::Number(need)),
+        ("download-size", Fact::Number(download)),
         ("disk-need", Fact::Number(need)),
         ("disk-have", Fact::Number(have)),
     ]);

@@ -8,13 +8,15 @@ use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 
-use super::{Candidate, Job, now, progress::Phase};
+use super::{Job, candidate, deltas, now, progress::Phase, unchanged};
+use crate::delta::Artifact;
 use crate::error::Error;
 use crate::image::here::{Here, Invocation, RunTool, ToolError};
+use crate::image::layer::Layer;
 use crate::image::layout::{Image, host_architecture};
 use crate::image::reference::{Digest, OriginReference, SignatureSource, Transport};
 use crate::image::{Backoff, Handed, Listener, Proxies, RegistryConfig, Source};
-use crate::import;
+use crate::import::{self, PlanRequest};
 use crate::observe::systemd::{self, Run};
 use crate::sysroot::{Deployment, Snapshot};
 
@@ -35,6 +37,10 @@ pub(super) struct Found {
     pub(super) image: Arc<Image>,
     pub(super) source: Source,
     pub(super) origin: OriginReference,
+    /// Deltas that lead to it.
+    pub(super) deltas: Arc<[Artifact]>,
+    /// Bytes of its layers that were fetched to see how much there is to fetch.
+    pub(super) looked: u64,
 }
 
 /// The origin that is upgraded.
@@ -78,12 +84,51 @@ fn not_an_image(deployment: &Deployment) -> Error {
 }
 
 /// Asks the source what the reference means now, which the engine is told of, or for
-/// exactly `digest`.
+/// exactly `digest`; and finds out how it is best fetched.
 pub(super) async fn resolve(
     job: &Job,
+    snapshot: &Snapshot,
     origin: &OriginReference,
     digest: Option<&Digest>,
 ) -> Result<Found, Error> {
+    let (image, source) = ask(job, snapshot, origin, digest).await?;
+    let plan = plan(job, image.clone()).await?;
+    let deltas = if plan.missing.is_empty() {
+        Arc::default()
+    } else {
+        deltas::find(job, snapshot, &source, &image).await
+    };
+    let (plan, looked) = plan_by_parts(job, plan, &image, &source, &deltas).await?;
+    if digest.is_none() {
+        let size = (plan.missing.len() as u32, plan.download_size());
+        candidate::planned(&job.found, &image, &origin.image, size);
+    }
+    Ok(Found {
+        image,
+        source,
+        origin: origin.clone(),
+        deltas,
+        looked,
+    })
+}
+
+/// As [`resolve`], without anything about how it would be fetched: for a registry nothing is written.
+pub(super) async fn resolve_image(
+    job: &Job,
+    snapshot: &Snapshot,
+    origin: &OriginReference,
+    digest: Option<&Digest>,
+) -> Result<Arc<Image>, Error> {
+    let (image, _) = ask(job, snapshot, origin, digest).await?;
+    Ok(image)
+}
+
+async fn ask(
+    job: &Job,
+    snapshot: &Snapshot,
+    origin: &OriginReference,
+    digest: Option<&Digest>,
+) -> Result<(Arc<Image>, Source), Error> {
     refuse_signed(origin)?;
     job.progress
         .enter(Phase::Resolving, format!("asking for {}", origin.image));
@@ -95,24 +140,52 @@ pub(super) async fn resolve(
         make_scratch(job).await;
     }
     let source = Source::open(&reference, &registry_config(job))?;
-    let image = find(job, &source, digest).await?;
-    let found_at = now();
-    let plan = plan(job, image.clone()).await?;
+    let unchanged = match digest {
+        None => unchanged::look(job, snapshot, &source, &origin.image).await?,
+        Some(_) => None,
+    };
+    let image = match unchanged {
+        Some(image) => image,
+        None => find(job, &source, digest).await?,
+    };
     // What was asked for by digest may be old; only what the reference means is an offer.
     if digest.is_none() {
-        job.found.send_replace(Some(Candidate {
-            image: image.clone(),
-            reference: origin.image.clone(),
-            found_at,
-            layers_missing: Some(plan.missing.len() as u32),
-            download_size: Some(plan.download_size()),
-        }));
+        candidate::found(&job.found, &image, &origin.image, now());
     }
-    Ok(Found {
-        image,
-        source,
-        origin: origin.clone(),
-    })
+    Ok((image, source))
+}
+
+/// How much is to be fetched of what is missing in `plan`; also the bytes that it took to find out. What the
+/// reference means is known by then, so only cancelling is a failure.
+async fn plan_by_parts(
+    job: &Job,
+    plan: import::Plan,
+    image: &Arc<Image>,
+    source: &Source,
+    deltas: &Arc<[Artifact]>,
+) -> Result<(import::Plan, u64), Error> {
+    let has_parts = |layer: &Layer| layer.chunked.is_some();
+    if deltas.is_empty() && !plan.missing.iter().any(has_parts) {
+        return Ok((plan, 0));
+    }
+    // What is found out is kept there for the download.
+    make_scratch(job).await;
+    let request = PlanRequest {
+        repo_path: job.sysroot.repo_path(),
+        image: image.clone(),
+        fetch: Arc::new(source.clone()),
+        deltas: deltas.clone(),
+        observer: Arc::new(job.progress.clone()),
+        cancel: job.cancel.clone(),
+    };
+    match import::plan_by_parts(request).await {
+        Ok(planned) => Ok(planned),
+        Err(_) if job.cancel.is_cancelled() => Err(Error::Cancelled),
+        Err(error) => {
+            tracing::warn!(%error, "how little of the image has to be fetched is not known");
+            Ok((plan, 0))
+        }
+    }
 }
 
 /// As [`resolve`], in what the caller handed over. What is found is no offer: nothing but this call leads
@@ -138,6 +211,8 @@ pub(super) async fn resolve_handed(
         image,
         source,
         origin,
+        deltas: Arc::default(),
+        looked: 0,
     })
 }
 
@@ -202,6 +277,9 @@ pub(super) fn registry_config(job: &Job) -> RegistryConfig {
         },
         max_manifest_bytes: job.config.max_manifest_size,
         max_layer_bytes: job.config.max_layer_size,
+        max_rate: job.config.max_rate,
+        background: job.background,
+        remembered: job.registries.clone(),
         proxies: Proxies::from_env(),
         listener: Listener::new(move |notice| progress.say(notice.to_string())),
         here: Here {

@@ -1,9 +1,9 @@
 //! `Download`, `Upgrade` and `Switch`: resolve → decide → fetch and import → stage.
 //!
 //! Owns the decision whether a found image is staged. Invariants: nothing is fetched
-//! before the decision; the decision about what is staged is taken again under the
-//! sysroot lock; an image on the quarantine list is staged only when its digest was
-//! asked for by name.
+//! before the decision but what says how much there is to fetch; the decision about what is
+//! staged is taken again under the sysroot lock; an image on the quarantine list is staged
+//! only when its digest was asked for by name.
 
 use std::sync::Arc;
 
@@ -138,7 +138,7 @@ async fn find(
     if pull.from_cache {
         cached::find(job, origin, pull.digest.as_ref()).await
     } else {
-        source::resolve(job, origin, pull.digest.as_ref()).await
+        source::resolve(job, snapshot, origin, pull.digest.as_ref()).await
     }
 }
 
@@ -164,7 +164,7 @@ pub(super) async fn import_archive(
 pub(super) async fn download(job: &Job, pull: &Pull) -> Result<Outcome, Error> {
     let snapshot = job.sysroot.snapshot().await?;
     let origin = source::tracked(&snapshot)?;
-    let found = source::resolve(job, &origin, pull.digest.as_ref()).await?;
+    let found = source::resolve(job, &snapshot, &origin, pull.digest.as_ref()).await?;
     let pulled = only_pull(job, &snapshot, &found, pull).await?;
     pulled.ok_or_else(|| {
         Error::NoUpdate(
@@ -196,7 +196,8 @@ async fn only_pull(
     // So that staging it later asks nobody for anything.
     bound::pull(job, &imported.commit, Phase::Merging).await?;
     let mut facts = facts_of(job, found, true);
-    facts.push(("fetched-bytes", Fact::Number(imported.bytes_fetched)));
+    let fetched = imported.bytes_fetched.saturating_add(found.looked);
+    facts.push(("fetched-bytes", Fact::Number(fetched)));
     facts.push(("staged", Fact::Flag(false)));
     Ok(Some(Outcome { facts }))
 }
@@ -220,7 +221,8 @@ async fn pull_and_stage(
     let imported = import(job, found, pull.from_cache).await?;
     packages::look_at_pulled(job, snapshot, &found.image.digest, &imported.commit).await;
     let mut facts = facts_of(job, found, true);
-    facts.push(("fetched-bytes", Fact::Number(imported.bytes_fetched)));
+    let fetched = imported.bytes_fetched.saturating_add(found.looked);
+    facts.push(("fetched-bytes", Fact::Number(fetched)));
     bound::pull(job, &imported.commit, Phase::Staging).await?;
     staging::stage(job, found, pull, imported.commit, &mut facts).await?;
     if let Some(mode) = pull.apply {
@@ -292,7 +294,6 @@ fn facts_of(job: &Job, found: &Found, changed: bool) -> Facts {
 async fn import(job: &Job, found: &Found, is_here: bool) -> Result<import::Imported, Error> {
     job.check_cancelled()?;
     job.sysroot.ensure_writable().await?;
-    let source = found.source.clone();
     let request = ImportRequest {
         repo_path: job.sysroot.repo_path(),
         image: if is_here {
@@ -302,10 +303,8 @@ async fn import(job: &Job, found: &Found, is_here: bool) -> Result<import::Impor
         },
         needed: job.download.begin(&found.image.digest),
         imgref: found.origin.image.canonical(),
-        fetch: Arc::new(move |layer: &_| {
-            let (source, layer) = (source.clone(), Clone::clone(layer));
-            Box::pin(async move { source.blob(&layer).await })
-        }),
+        fetch: Arc::new(found.source.clone()),
+        deltas: found.deltas.clone(),
         observer: Arc::new(job.progress.clone()),
         cancel: job.cancel.clone(),
         // What nobody waits for takes one lane only.

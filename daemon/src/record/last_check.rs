@@ -21,8 +21,13 @@ pub struct LastCheck {
     pub error: Option<(String, String)>,
     /// The digest that the reference had.
     pub digest: String,
+    /// The digest that the reference was served under: that of an index, if it leads to one. Empty when it is
+    /// not known.
+    pub served: String,
     /// The reference.
     pub reference: String,
+    /// Where its registry sends for tokens, and the service that they are for.
+    pub token_server: Option<(String, Option<String>)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -92,12 +97,26 @@ mod tests {
                 time: 7,
                 error,
                 digest: "sha256:a".into(),
+                served: "sha256:b".into(),
+                token_server: Some(("https://r.test/token".into(), None)),
                 reference: "docker://r.test/os".into(),
             };
             file.write(&check).unwrap();
             let (_, again) = File::open(directory.path()).unwrap();
             assert_eq!(again, Some(check));
         }
+    }
+
+    #[test]
+    fn what_an_older_version_wrote_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("last-check.json");
+        let text = r#"{"schema":1,"time":7,"error":null,"digest":"sha256:a","reference":"r"}"#;
+        std::fs::write(path, text).unwrap();
+        let (_, check) = File::open(directory.path()).unwrap();
+        let check = check.unwrap();
+        assert_eq!((check.time, check.digest.as_str()), (7, "sha256:a"));
+        assert_eq!((check.served.as_str(), check.token_server), ("", None));
     }
 
     #[test]

@@ -177,6 +177,7 @@ impl Task {
             progress: known.progress.clone(),
             cancel,
             last_check: self.chronicle.last_check().cloned(),
+            registries: self.registries.clone(),
             found: self.found.clone(),
             packages: self.packages.clone(),
             download: self.downloads.of(id.0),
@@ -331,22 +332,27 @@ impl Task {
             // What came after the image was found says nothing about the registry.
             Ok(_) | Err(_) => None,
         };
-        let found = self.found.borrow().clone().map(|found| {
-            let digest = found.image.digest.to_string();
-            (digest, found.reference.to_string(), found.found_at)
-        });
-        let before = || {
-            let check = self.chronicle.last_check().cloned();
-            check.map(|check| (check.digest, check.reference, check.time))
+        let last = match self.found.borrow().clone() {
+            Some(found) => {
+                let image = &found.image;
+                let canonical = found.reference.canonical();
+                LastCheck {
+                    time: found.found_at,
+                    error: None,
+                    digest: image.digest.to_string(),
+                    served: image.served().to_string(),
+                    reference: found.reference.to_string(),
+                    token_server: self.registries.token_server(&canonical),
+                }
+            }
+            None => self.chronicle.last_check().cloned().unwrap_or_default(),
         };
-        let (digest, reference, found_at) = found.or_else(before).unwrap_or_default();
         // What a job did after it had asked may have taken hours.
-        let time = if error.is_none() { found_at } else { now() };
+        let time = if error.is_none() { last.time } else { now() };
         self.chronicle.checked(LastCheck {
             time,
             error,
-            digest,
-            reference,
+            ..last
         });
     }
 }

@@ -13,7 +13,7 @@ async fn what_is_not_there_is_told_apart() {
     );
     let error = source.resolve(Some(&Digest::of(b""))).await.unwrap_err();
     assert!(matches!(error, Error::DigestGone { .. }), "{error}");
-    let error = source.blob(&layer(b"x", 1)).await.err().unwrap();
+    let error = source.blob(&layer(b"x", 1), 0).await.err().unwrap();
     assert!(matches!(error, Error::NotFound { .. }), "{error}");
     assert!(!error.is_retryable());
 }
@@ -120,7 +120,7 @@ async fn long_manifests_are_given_up_on() {
 }
 
 async fn first_error(source: &Source, layer: &Layer) -> Error {
-    match source.blob(layer).await {
+    match source.blob(layer, 0).await {
         Ok(stream) => blob::collect(stream).await.unwrap_err(),
         Err(error) => error,
     }
@@ -161,7 +161,7 @@ async fn bytes_before_a_break_arrive() {
     let server = Server::start(|_, _| partial(10, b"12345", Then::Close)).await;
     let mut stream = server
         .source()
-        .blob(&layer(b"1234567890", 10))
+        .blob(&layer(b"1234567890", 10), 0)
         .await
         .unwrap();
     assert_eq!(&stream.next().await.unwrap().unwrap()[..], b"12345");
@@ -223,7 +223,7 @@ async fn redirects_of_blobs_are_followed() {
     })
     .await;
     let source = server.source();
-    let stream = source.blob(&layer(b"moved", 5)).await.unwrap();
+    let stream = source.blob(&layer(b"moved", 5), 0).await.unwrap();
     assert_eq!(&blob::collect(stream).await.unwrap()[..], b"moved");
 
     let server = Server::start(|request, address| {

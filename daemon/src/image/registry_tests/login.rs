@@ -17,7 +17,7 @@ async fn a_token_is_fetched_once_and_used_for_everything() {
         let source = server.source_with(config);
         let found = source.resolve(None).await.unwrap();
         let streams =
-            futures_util::future::join_all((0..4).map(|_| source.blob(&found.layers[0]))).await;
+            futures_util::future::join_all((0..4).map(|_| source.blob(&found.layers[0], 0))).await;
         assert!(streams.iter().all(Result::is_ok));
         let paths = server.paths();
         let tokens = paths
@@ -52,7 +52,7 @@ async fn a_token_that_expired_is_replaced_once() {
     let found = source.resolve(None).await.unwrap();
     *issued.lock().unwrap() = 7;
     let streams =
-        futures_util::future::join_all((0..3).map(|_| source.blob(&found.layers[0]))).await;
+        futures_util::future::join_all((0..3).map(|_| source.blob(&found.layers[0], 0))).await;
     assert!(streams.iter().all(Result::is_ok));
     assert_eq!(*issued.lock().unwrap(), 8);
 }

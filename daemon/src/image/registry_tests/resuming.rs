@@ -6,16 +6,16 @@ use super::*;
 use crate::image::layout::Image;
 
 /// So many that each part makes progress, and that they do not arrive at one stroke.
-const LENGTH: usize = 1 << 20;
+pub(super) const LENGTH: usize = 1 << 20;
 
 /// Bytes that tell where they are.
-fn content() -> &'static [u8] {
+pub(super) fn content() -> &'static [u8] {
     static CONTENT: LazyLock<Vec<u8>> =
         LazyLock::new(|| (0..LENGTH as u32 / 4).flat_map(u32::to_be_bytes).collect());
     &CONTENT
 }
 
-fn layer() -> Layer {
+pub(super) fn layer() -> Layer {
     let given = image(host_architecture(), &[], &[content()]);
     let (manifest, config) = (bytes(&given.manifest), bytes(&given.config));
     let found = Image::parse(given.digest(), None, &manifest, &config).unwrap();
@@ -34,7 +34,7 @@ fn start(request: &Request) -> usize {
 }
 
 /// `first` to `last` of the content as a partial answer that breaks off after `sent` bytes of it.
-fn part(first: usize, last: usize, sent: usize) -> Answer {
+pub(super) fn part(first: usize, last: usize, sent: usize) -> Answer {
     let length = last - first + 1;
     let head = format!(
         "HTTP/1.1 206 Partial Content\r\ncontent-length: {length}\r\n\
@@ -48,7 +48,7 @@ fn part(first: usize, last: usize, sent: usize) -> Answer {
 }
 
 /// Enough for any number of failures.
-fn patient() -> RegistryConfig {
+pub(super) fn patient() -> RegistryConfig {
     RegistryConfig {
         backoff: Backoff {
             give_up: Duration::from_secs(60),
@@ -68,7 +68,7 @@ async fn fetched_with(
     config: RegistryConfig,
 ) -> (Result<Vec<u8>, Error>, Vec<Option<String>>) {
     let source = server.source_with(config);
-    let collected = match source.blob(&layer()).await {
+    let collected = match source.blob(&layer(), 0).await {
         Ok(stream) => blob::collect(stream).await.map(|bytes| bytes.to_vec()),
         Err(error) => Err(error),
     };

@@ -67,7 +67,7 @@ async fn what_may_pass_is_asked_for_again() {
         let (config, heard) = patient();
         let source = server.source_with(config);
         let found = source.resolve(None).await.unwrap();
-        let stream = source.blob(&found.layers[0]).await.unwrap();
+        let stream = source.blob(&found.layers[0], 0).await.unwrap();
         assert_eq!(&blob::collect(stream).await.unwrap()[..], b"the one layer");
         assert_eq!(server.count("/v2/ns/os/manifests/1"), 3, "{number}");
         let heard = heard.lock().unwrap();
@@ -93,7 +93,7 @@ async fn silence_in_the_middle_is_not_waited_out() {
     };
     let source = server.source_with(config);
     let found = source.resolve(None).await.unwrap();
-    let stream = source.blob(&found.layers[0]).await.unwrap();
+    let stream = source.blob(&found.layers[0], 0).await.unwrap();
     assert_eq!(&blob::collect(stream).await.unwrap()[..], b"the one layer");
     // At least, since a slow machine can be silent too.
     assert!(server.count("/v2/ns/os/manifests/1") >= 3);

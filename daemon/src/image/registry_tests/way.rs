@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::image::Proxies;
+use crate::image::connection::{Connection, Redirects};
 
 fn registry(name: &str, config: RegistryConfig) -> Source {
     Source::open(&name.parse().unwrap(), &config).unwrap()
@@ -162,7 +163,7 @@ async fn a_redirect_elsewhere_takes_no_token_along() {
     })
     .await;
     let source = server.source();
-    let stream = source.blob(&layer(b"moved")).await.unwrap();
+    let stream = source.blob(&layer(b"moved"), 0).await.unwrap();
     assert_eq!(&blob::collect(stream).await.unwrap()[..], b"moved");
     let request = Request {
         method: "GET".to_owned(),
@@ -188,7 +189,7 @@ async fn another_host_is_given_no_credentials_although_it_asks() {
         let file = format!(r#"{{"auths":{{"HOST":{{"auth":"{ALICE}"}}}}}}"#);
         let (_directory, config) = auth_file(&server, &file);
         let source = server.source_with(config);
-        let error = source.blob(&layer(b"moved")).await.err().unwrap();
+        let error = source.blob(&layer(b"moved"), 0).await.err().unwrap();
         assert!(matches!(error, Error::Protocol { .. }), "{error}");
         assert!(error.to_string().contains("leads to 127.0.0.1"), "{error}");
         assert_eq!(elsewhere.paths(), ["/blob"]);
@@ -197,4 +198,25 @@ async fn another_host_is_given_no_credentials_although_it_asks() {
             assert_eq!(request.authorization, None, "{request:?}");
         }
     }
+}
+
+#[tokio::test]
+async fn http_2_is_offered_where_there_is_tls() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let connection = Connection::new(&address, false, Redirects::Follow, &hasty());
+    let client = connection.client().await.unwrap();
+    let request = client.get(format!("https://{address}/v2/"));
+    let listening = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut hello = Vec::new();
+        let protocols = b"\x02h2\x08http/1.1";
+        // The beginning of the handshake is not encrypted, and comes in one piece or in several.
+        while !hello.windows(protocols.len()).any(|part| part == protocols) {
+            assert_ne!(stream.read_buf(&mut hello).await.unwrap(), 0, "{hello:?}");
+            assert!(hello.len() < 20_000);
+        }
+    };
+    let (failed, ()) = tokio::join!(connection.send(request), listening);
+    assert!(matches!(failed, Err(Error::Unreachable { .. })));
 }

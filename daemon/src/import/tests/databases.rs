@@ -114,7 +114,7 @@ async fn the_commit_of_an_image_is_found_but_no_placeholder() {
     let mut host = Host::new();
     let (first, second) = (three_layers(), one_layer(Tar::new().file("usr/x", "x")));
     let imported = host.import(&first).await.unwrap();
-    let fails: Fetch = Arc::new(|_: &Layer| {
+    let fails: Arc<dyn Fetch> = Arc::new(|_: &Layer| {
         let gone = || image::Error::NotSupported("gone".into());
         async move { Err(gone()) }.boxed()
     });
@@ -142,9 +142,9 @@ async fn peeked(
     let before = host.refs();
     let (asked, serve) = (Arc::new(AtomicUsize::new(0)), memory(image));
     let counter = asked.clone();
-    let fetch: Fetch = Arc::new(move |layer: &Layer| {
+    let fetch: Arc<dyn Fetch> = Arc::new(move |layer: &Layer| {
         counter.fetch_add(1, Ordering::Relaxed);
-        serve(layer)
+        serve.whole(layer, 0)
     });
     let scratch = tempfile::tempdir().unwrap();
     let found = peek(Peek {

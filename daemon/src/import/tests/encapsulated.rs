@@ -95,7 +95,7 @@ impl Objects {
 }
 
 /// A commit of `/usr/lib/<name>` in a repository of its own, and its layers: commit and chunk.
-fn encapsulated(name: &str, damaged: bool) -> (String, TestImage) {
+pub(super) fn encapsulated(name: &str, damaged: bool) -> (String, TestImage) {
     let source = Host::new();
     let repo = source.repo();
     let cancellable = gio::Cancellable::new();

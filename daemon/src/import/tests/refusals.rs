@@ -153,11 +153,11 @@ async fn what_was_finished_before_a_failure_is_kept() {
     let image = test.image();
     let broken = image.layers[1].digest.clone();
     let (good, failing) = (memory(&test), broken.clone());
-    let failure: Fetch = Arc::new(move |layer: &Layer| {
+    let failure: Arc<dyn Fetch> = Arc::new(move |layer: &Layer| {
         if layer.digest == failing {
             async { Err(image::Error::Cancelled) }.boxed()
         } else {
-            good(layer)
+            good.whole(layer, 0)
         }
     });
     let mut host = Host::new();
@@ -167,6 +167,7 @@ async fn what_was_finished_before_a_failure_is_kept() {
         imgref: "oci:/x".parse().unwrap(),
         needed: Vec::new(),
         fetch,
+        deltas: Arc::default(),
         observer: host.recorder.clone(),
         cancel: host.cancel.clone(),
         // One lane: the largest layer is through before the second fails.
@@ -192,7 +193,7 @@ async fn cancelling_stops_a_fetch_that_never_ends() {
     let test = three_layers();
     let mut host = Host::new();
     let cancel = host.cancel.clone();
-    let endless: Fetch = Arc::new(move |_: &Layer| {
+    let endless: Arc<dyn Fetch> = Arc::new(move |_: &Layer| {
         cancel.cancel();
         async { Ok(futures_util::stream::pending().boxed()) }.boxed()
     });
@@ -225,5 +226,33 @@ async fn a_commit_that_was_not_completed_is_fetched_again() {
     assert_eq!(plan(&repo, &image).unwrap().missing.len(), 1);
     let again = host.import(&test).await.unwrap();
     assert_eq!((again.commit, again.layers_written), (first.commit, 1));
+    host.fsck();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_lost_a_directory_is_fetched_again() {
+    let mut host = Host::new();
+    let deep = || Tar::new().file("usr/a/b/file", "content");
+    let other = Tar::new().file("usr/other", "other");
+    let first = TestImage::default().layer(Compression::Gzip, deep());
+    let second = TestImage::default()
+        .layer(Compression::Gzip, deep())
+        .layer(Compression::Gzip, other);
+    host.import(&first).await.unwrap();
+    let (repo, image) = (host.repo(), first.image());
+    let layer = resolve(&repo, &blob_ref(&image.layers[0].digest)).unwrap();
+    let below = host.tree(&layer.unwrap()).dirs["usr"].dirs["a"].clone();
+    let lost = {
+        let cancellable = gio::Cancellable::new();
+        let mut transaction = Transaction::begin(&repo, &cancellable).unwrap();
+        hex(&transaction.dirtree(&below).unwrap())
+    };
+    repo.delete_object(ObjectType::DirTree, &lost, gio::Cancellable::NONE)
+        .unwrap();
+    // A plan looks at the top of it only; who merges it finds out, and sees to it that it is looked at.
+    let error = host.import(&second).await.unwrap_err();
+    assert!(matches!(error, Error::Raced(_)), "{error}");
+    let again = host.import(&second).await.unwrap();
+    assert_eq!(again.layers_written, 1);
     host.fsck();
 }

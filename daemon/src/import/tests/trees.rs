@@ -96,7 +96,7 @@ async fn nothing_is_fetched_twice() {
     let mut host = Host::new();
     let test = three_layers();
     let first = host.import(&test).await.unwrap();
-    let nothing: Fetch = Arc::new(|_: &Layer| panic!("nothing is missing"));
+    let nothing: Arc<dyn Fetch> = Arc::new(|_: &Layer| panic!("nothing is missing"));
     let again = host.import_with(&test, nothing.clone()).await.unwrap();
     assert_eq!(
         again,
