@@ -6,7 +6,7 @@ mod registry {
     use std::time::{Duration, Instant};
 
     use anyhow::{Context, Result, ensure};
-    use osteward_dbus::options::{NoOptions, UpgradeOptions};
+    use osteward_dbus::options::{CheckOptions, NoOptions, UpgradeOptions};
     use osteward_tests::host::Host;
     use osteward_tests::image::{Compression, Layer, Written};
     use osteward_tests::job::{Ended, Listener};
@@ -141,6 +141,9 @@ mod registry {
             || answer("501 Not Implemented", "", b""),
         ];
         for way in ways {
+            // A daemon that knows it does not ask for a range again.
+            troubled.host.kill_daemon()?;
+            troubled.host.start_daemon()?;
             let large = troubled.large()?;
             let mut wholes = 0;
             troubled.relay.rule(move |request| {
@@ -296,6 +299,31 @@ mod registry {
         }
         troubled.relay.resume();
         troubled.host.configure("")?;
+        troubled.succeeds().await
+    }
+
+    #[tokio::test]
+    async fn nothing_new_costs_one_small_request() -> Result<()> {
+        let mut troubled = Troubled::new("")?;
+        troubled.succeeds().await?;
+        troubled.host.reboot()?;
+        for _ in 0..2 {
+            let before = troubled.relay.requests().len();
+            let connection = troubled.host.connect().await?;
+            let mut listener = Listener::new(&connection).await?;
+            let host = Host::proxy(&connection).await?;
+            let job = host.check(&CheckOptions::default()).await?;
+            let ended = listener.end(&job).await?.succeeded()?;
+            assert!(!ended.value::<bool>("changed")?);
+            assert_eq!(ended.value::<String>("digest")?, troubled.image.digest);
+            let asked = troubled.relay.requests().split_off(before);
+            let methods: Vec<_> = asked.iter().map(|r| r.method.as_str()).collect();
+            assert_eq!(methods, ["HEAD"], "{asked:?}");
+            // Neither does it for the next daemon.
+            troubled.host.kill_daemon()?;
+            troubled.host.start_daemon()?;
+        }
+        troubled.publish()?;
         troubled.succeeds().await
     }
 

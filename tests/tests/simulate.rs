@@ -6,6 +6,7 @@ mod simulate {
     use std::collections::BTreeSet;
     use std::fs;
     use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::path::{Path, PathBuf};
 
     use anyhow::{Context, Result, ensure};
     use osteward_dbus::options::{
@@ -13,9 +14,11 @@ mod simulate {
     };
     use osteward_tests::client;
     use osteward_tests::host::Host;
-    use osteward_tests::image::{Image, Layer, Written};
+    use osteward_tests::image::chunked::Style;
+    use osteward_tests::image::{Compression, Image, Layer, Written};
     use osteward_tests::job::{Ended, Listener};
     use osteward_tests::peer::connect_as;
+    use osteward_tests::relay::Relay;
     use osteward_tests::sandbox::UNPRIVILEGED_UID;
 
     async fn simulate(host: &Host, digest: Option<&str>) -> Result<Ended> {
@@ -62,6 +65,58 @@ mod simulate {
     fn third(host: &Host, second: &Written, layer: Layer) -> Result<Written> {
         let image = Image::new("3").on(second).created("2025-03-01T00:00:00Z");
         host.publish(&image.layer(layer))
+    }
+
+    /// All files below a directory, and their lengths.
+    fn files(directory: &Path, found: &mut BTreeSet<(PathBuf, u64)>) -> Result<()> {
+        for entry in fs::read_dir(directory)? {
+            let entry = entry?;
+            match entry.file_type()?.is_dir() {
+                true => files(&entry.path(), found)?,
+                false => _ = found.insert((entry.path(), entry.metadata()?.len())),
+            }
+        }
+        Ok(())
+    }
+
+    /// A layer of which the same file is in all versions.
+    fn chunked(version: u8) -> Layer {
+        let layer = [("same", 0), ("other", version)].into_iter().fold(
+            Layer::new().dir("usr").dir("usr/share"),
+            |layer, (name, seed)| {
+                let mut content = vec![0; 1 << 20];
+                fastrand::Rng::with_seed(seed.into()).fill(&mut content);
+                layer.file(&format!("usr/share/{name}"), content)
+            },
+        );
+        layer.compressed(Compression::Chunked(Style::Modern))
+    }
+
+    #[tokio::test]
+    async fn only_documents_are_fetched_for_it_and_nothing_is_kept() -> Result<()> {
+        let mut host = Host::boot()?;
+        let relay = Relay::before(&mut host)?;
+        let second = host.publish(&host.next_image("2", [chunked(2)]))?;
+        host.upgrade().await?.succeeded()?;
+        let image = third(&host, &second, chunked(3))?;
+        let (asked, mut before) = (relay.requests().len(), BTreeSet::new());
+        files(&host.sandbox.repo(), &mut before)?;
+        let told = simulate(&host, Some(&image.digest)).await?.succeeded()?;
+        assert_eq!(told.value::<String>("digest")?, image.digest);
+        let mut after = BTreeSet::new();
+        files(&host.sandbox.repo(), &mut after)?;
+        assert_eq!(before, after);
+        for request in relay.requests().split_off(asked) {
+            let documents = [&image.digest, &image.config_digest];
+            let is_one = documents
+                .iter()
+                .any(|digest| request.path.ends_with(*digest));
+            assert!(
+                is_one && !request.path.contains("/referrers/"),
+                "{request:?}"
+            );
+        }
+        Ok(())
     }
 
     #[tokio::test]
