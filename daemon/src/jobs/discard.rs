@@ -4,7 +4,7 @@ use super::progress::Phase;
 use super::{Discardable, Fact, Facts, Job, Outcome, bound, reboot_required};
 use crate::error::Error;
 use crate::import::{self, Wanted};
-use crate::sysroot::{Deployment, Discarded, ImageCleanup, Lock, Slot, Snapshot};
+use crate::sysroot::{Deployment, Discarded, ImageCleanup, Lock, Prune, Slot, Snapshot};
 
 pub(super) async fn run(job: &Job, what: &[Discardable], dry_run: bool) -> Result<Outcome, Error> {
     job.progress
@@ -48,7 +48,7 @@ pub(super) async fn remove(
     job.progress.say("removing images and objects");
     // First: what guards the images that these are of may go with the rest.
     let half_fetched = half_fetched(job, which, false).await?;
-    let mut removed = lock.clean_up(which, &job.cancel).await?;
+    let mut removed = lock.clean_up(which, Prune::Always, &job.cancel).await?;
     removed.bytes += half_fetched;
     remove_indexes(job).await;
     bound::prune(job, &job.sysroot.snapshot().await?).await;

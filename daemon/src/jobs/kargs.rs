@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::image::reference::Digest;
 use crate::import;
 use crate::kargs::{Arguments, Edit};
-use crate::sysroot::{Deployment, ImageCleanup, Snapshot};
+use crate::sysroot::{Deployment, ImageCleanup, Prune, Snapshot};
 
 /// A change of the kernel arguments.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -96,7 +96,9 @@ pub(super) async fn run(job: &Job, change: &Change) -> Result<Outcome, Error> {
     staged_now(job).await;
     job.progress
         .enter(Phase::Cleaning, "removing what is no longer needed");
-    let cleaned = lock.clean_up(ImageCleanup::Unreferenced, &job.cancel).await;
+    let cleaned = lock
+        .clean_up(ImageCleanup::Unreferenced, Prune::IfRefsWent, &job.cancel)
+        .await;
     if let Err(error) = cleaned {
         tracing::warn!(%error, "clean-up after staging failed; osteward discard unreferenced tries again");
     }

@@ -9,7 +9,8 @@ use super::source::Found;
 use super::upgrade::{Decision, Pull, decide, is_quarantined, refuse_beside_rollback};
 use super::{Fact, Facts, Job, bound, kargs, reboot_required, room};
 use crate::error::Error;
-use crate::sysroot::{ImageCleanup, Lock};
+use crate::import::Imported;
+use crate::sysroot::{ImageCleanup, Lock, Prune};
 
 /// What a caller has to do to get into what the job leaves.
 pub(super) fn reboot_fact(needed: bool) -> Fact {
@@ -22,10 +23,11 @@ pub(super) async fn stage(
     job: &Job,
     found: &Found,
     pull: &Pull,
-    commit: String,
+    imported: Imported,
     facts: &mut Facts,
 ) -> Result<(), Error> {
     job.check_cancelled()?;
+    let (prune, commit) = (prune_after(&imported), imported.commit);
     job.progress
         .enter(Phase::Staging, "waiting for the sysroot lock");
     let lock = job.sysroot.lock(job.config.lock_wait, &job.cancel).await?;
@@ -63,7 +65,7 @@ pub(super) async fn stage(
     }
     job.progress
         .enter(Phase::Cleaning, "removing what is no longer needed");
-    if let Err(error) = clean_up(job, &lock, found, staged.locked).await {
+    if let Err(error) = clean_up(job, &lock, found, staged.locked, prune).await {
         tracing::warn!(%error, "clean-up after staging failed; osteward discard unreferenced tries again");
     }
     facts.push(("deployment", Fact::Deployment(staged.id())));
@@ -82,13 +84,28 @@ pub(super) async fn staged_now(job: &Job) {
     reboot_required::tell(job).await;
 }
 
+/// An image that was here has left no objects of attempts behind.
+fn prune_after(imported: &Imported) -> Prune {
+    if imported.bytes_fetched == 0 && imported.layers_written == 0 {
+        Prune::IfRefsWent
+    } else {
+        Prune::Always
+    }
+}
+
 /// What is locked is off the list after any reboot; its download stays for the next try.
-async fn clean_up(job: &Job, lock: &Lock, found: &Found, locked: bool) -> Result<(), Error> {
+async fn clean_up(
+    job: &Job,
+    lock: &Lock,
+    found: &Found,
+    locked: bool,
+    prune: Prune,
+) -> Result<(), Error> {
     if !locked {
         let manifest = &found.image.digest;
         lock.release_download(manifest, &job.cancel).await?;
     }
-    lock.clean_up(ImageCleanup::Unreferenced, &job.cancel)
+    lock.clean_up(ImageCleanup::Unreferenced, prune, &job.cancel)
         .await?;
     bound::prune(job, &job.sysroot.snapshot().await?).await;
     Ok(())

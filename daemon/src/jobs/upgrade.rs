@@ -224,7 +224,7 @@ async fn pull_and_stage(
     let fetched = imported.bytes_fetched.saturating_add(found.looked);
     facts.push(("fetched-bytes", Fact::Number(fetched)));
     bound::pull(job, &imported.commit, Phase::Staging).await?;
-    staging::stage(job, found, pull, imported.commit, &mut facts).await?;
+    staging::stage(job, found, pull, imported, &mut facts).await?;
     if let Some(mode) = pull.apply {
         apply::run(job, Some(&found.image.digest), mode, false).await?;
     }

@@ -43,15 +43,26 @@ pub struct Discarded {
     pub bytes: u64,
 }
 
+/// When objects are looked for that nothing needs: that walks every tree in the repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prune {
+    /// Whatever was done.
+    Always,
+    /// When a commit has lost its last ref; for those who have written no objects themselves.
+    IfRefsWent,
+}
+
 impl Lock {
     /// Removes the images and layers that `which` says, then what only they held.
     pub async fn clean_up(
         &self,
         which: ImageCleanup,
+        prune: Prune,
         cancel: &CancellationToken,
     ) -> Result<Discarded, Error> {
         self.change(cancel, move |sysroot, cancellable| {
             let repo = sysroot.repo();
+            let before = named_commits(&repo, cancellable)?;
             let doomed = doomed_refs(&repo, &Deployed::of(sysroot, &[]), which)?;
             for name in doomed.refs() {
                 repo.set_ref_immediate(None, name, None, Some(cancellable))?;
@@ -61,6 +72,9 @@ impl Lock {
             }
             // Without the prune that sysroot.cleanup() would do: ours counts the bytes.
             sysroot.prepare_cleanup(Some(cancellable))?;
+            if prune == Prune::IfRefsWent && before.is_subset(&named_commits(&repo, cancellable)?) {
+                return Ok(doomed.discarded(0));
+            }
             let flags = ostree::RepoPruneFlags::REFS_ONLY;
             let bytes = repo.prune(flags, 0, Some(cancellable))?.2;
             Ok(doomed.discarded(bytes))
@@ -102,6 +116,15 @@ impl Lock {
         })
         .await
     }
+}
+
+/// All commits that refs name.
+fn named_commits(
+    repo: &ostree::Repo,
+    cancellable: &gio::Cancellable,
+) -> Result<HashSet<String>, Error> {
+    let refs = repo.list_refs(None, Some(cancellable))?;
+    Ok(refs.into_values().collect())
 }
 
 struct Doomed {

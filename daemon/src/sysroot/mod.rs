@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use boot_room::{BootRoom, Kernel};
 pub use cached_update::cache_update;
-pub use cleanup::{Discarded, ImageCleanup};
+pub use cleanup::{Discarded, ImageCleanup, Prune};
 pub use deploy::Staged;
 pub use last_finalize::FinalizeFailure;
 pub use snapshot::{Deployment, Slot, Snapshot};
