@@ -46,6 +46,8 @@ pub struct Ended {
     pub result: Dict,
     /// The phases seen, in order.
     pub phases: Vec<String>,
+    /// When each of them was heard of.
+    pub entered: Vec<Instant>,
     /// When each `Progress` signal came.
     pub updates: Vec<Instant>,
 }
@@ -186,7 +188,7 @@ impl Listener {
     /// # Errors
     /// When it breaks a rule of this module, or the daemon goes away.
     pub async fn end(&mut self, job: &OwnedObjectPath) -> Result<Ended> {
-        let (mut phases, mut updates) = (Vec::new(), Vec::new());
+        let (mut phases, mut entered, mut updates) = (Vec::new(), Vec::new(), Vec::new());
         let (mut fraction, mut bytes) = (-1.0_f64, 0_u64);
         loop {
             let message = self.next(job).await?;
@@ -195,6 +197,7 @@ impl Listener {
                     let changed: Dict = message.body().deserialize()?;
                     updates.push(Instant::now());
                     advance(&changed, &mut phases)?;
+                    entered.resize(phases.len(), Instant::now());
                     if let Some(value) = changed.get("Fraction") {
                         let now = f64::try_from(value.try_clone()?)?;
                         ensure!(now >= fraction, "fraction fell from {fraction} to {now}");
@@ -219,6 +222,7 @@ impl Listener {
                         error_message,
                         result,
                         phases,
+                        entered,
                         updates,
                     });
                 }

@@ -11,7 +11,7 @@ use osteward_tests::relay::Relay;
 
 use crate::ours::{Ours, Task, compare};
 use crate::theirs::{Floor, Theirs, new_layers};
-use crate::{Bench, Trees, deltas};
+use crate::{Bench, FLOORS, Trees, deltas, is_wanted};
 
 /// Nothing of the image is there.
 pub(crate) const COLD: &str = "cold";
@@ -25,6 +25,8 @@ pub(crate) const STAGING: &str = "staging";
 pub(crate) const NOTHING: &str = "nothing new";
 /// The next boot is to be the version before, which is there.
 pub(crate) const BACK: &str = "going back";
+/// The same, until it is staged; what follows is clean-up.
+pub(crate) const STAGED: &str = "going back, until staged";
 /// The daemon was killed when half of it was there.
 pub(crate) const RESUMED: &str = "resumed after kill at half";
 
@@ -46,10 +48,15 @@ fn is_reference(set: Set) -> bool {
 
 /// One round with a set.
 pub(crate) async fn set(bench: &mut Bench, set: Set, layout: &Layout, round: usize) -> Result<()> {
-    floors(bench, set, layout)?;
-    if !set.is_chunked() {
+    if is_wanted("WHO", FLOORS) {
+        floors(bench, set, layout)?;
+    }
+    if !set.is_chunked() && is_wanted("WHO", PEER) {
         let trees = peer(bench, set, layout, round)?;
         bench.trees.insert(set.layers, trees);
+    }
+    if !is_wanted("WHO", OSTEWARD) {
+        return Ok(());
     }
     osteward(bench, set, layout).await?;
     deltas::upgrade(bench, set, layout).await?;
@@ -80,15 +87,15 @@ fn floors(bench: &mut Bench, set: Set, layout: &Layout) -> Result<()> {
         let run = place(*step).measure(bench, *step, &name, &layers)?;
         bench.note(&name, COLD, &floor_name(*step), run);
     }
-    if set.is_chunked() {
-        return Ok(());
+    if !set.is_chunked() {
+        let next = bench.shelf.offer(&name, layout, "b")?;
+        let layers = new_layers(Some(&first), &next, size);
+        for step in FEW {
+            let run = place(step).measure(bench, step, &name, &layers)?;
+            bench.note(&name, UPGRADE, &floor_name(step), run);
+        }
     }
-    let next = bench.shelf.offer(&name, layout, "b")?;
-    let layers = new_layers(Some(&first), &next, size);
-    for step in FEW {
-        let run = place(step).measure(bench, step, &name, &layers)?;
-        bench.note(&name, UPGRADE, &floor_name(step), run);
-    }
+    bench.keep([floor, unproven]);
     Ok(())
 }
 
@@ -106,6 +113,7 @@ fn peer(bench: &mut Bench, set: Set, layout: &Layout, round: usize) -> Result<Tr
         let above_base = first.layers.get(1..).context("no layers")?;
         floor.measure(bench, Step::Write, &name, above_base)?;
         theirs.has_all(&floor.objects())?;
+        bench.keep(floor);
     }
     let (run, _) = theirs.import(bench, &reference)?;
     bench.note(&name, NOTHING, PEER, run);
@@ -113,12 +121,12 @@ fn peer(bench: &mut Bench, set: Set, layout: &Layout, round: usize) -> Result<Tr
     bench.shelf.offer(&name, layout, "b")?;
     let (run, next_tree) = theirs.import(bench, &reference)?;
     bench.note(&name, UPGRADE, PEER, run);
-    drop(theirs);
     if set.versions().contains(&"c") {
         bench.shelf.offer(&name, layout, "c")?;
         let (run, _) = other.import(bench, &reference)?;
         bench.note(&name, PACKAGES, PEER, run);
     }
+    bench.keep([theirs, other]);
     Ok([first_tree, next_tree])
 }
 
@@ -157,10 +165,12 @@ async fn osteward(bench: &mut Bench, set: Set, layout: &Layout) -> Result<()> {
     if is_reference(set) {
         ours.reboot()?;
         bench.shelf.offer(&name, layout, "a")?;
-        let run = ours.measure(bench, Task::Upgrade).await?;
+        let (run, staged) = ours.measure_staging(bench).await?;
         bench.note(&name, BACK, OSTEWARD, run);
+        bench.note(&name, STAGED, OSTEWARD, staged);
         ours.host.sandbox.fsck()?;
     }
+    bench.keep(ours);
     Ok(())
 }
 
@@ -180,6 +190,7 @@ async fn resume(bench: &mut Bench, set: Set, layout: &Layout) -> Result<()> {
     let mut run = ours.measure(bench, Task::Download).await?;
     run.wire = relay.carried() - before;
     bench.note(&name, RESUMED, OSTEWARD, run);
+    bench.keep((ours, relay));
     Ok(())
 }
 

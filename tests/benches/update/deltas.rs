@@ -50,5 +50,7 @@ pub(crate) async fn upgrade(bench: &mut Bench, set: Set, layout: &Layout) -> Res
     if let Some([_, next]) = bench.trees.get(&set.layers) {
         compare(&format!("{name} B"), &ours.staged_tree()?, next)?;
     }
-    ours.host.sandbox.fsck()
+    ours.host.sandbox.fsck()?;
+    bench.keep(ours);
+    Ok(())
 }

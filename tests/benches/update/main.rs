@@ -10,6 +10,7 @@ mod lines;
 mod ours;
 mod theirs;
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use osteward_tests::bench::floor::run_file;
 use osteward_tests::bench::images::{SETS, Source};
-use osteward_tests::bench::report::{Report, Run};
+use osteward_tests::bench::report::{OSTEWARD, PEER, Report, Run};
 use osteward_tests::bench::shelf::Shelf;
 use osteward_tests::bench::usage::{Usage, cpu};
 use osteward_tests::bench::{files, plot, rounds, scale, work_dir};
@@ -40,7 +41,13 @@ pub(crate) struct Bench {
     pub(crate) trees: HashMap<usize, Trees>,
     /// What was measured.
     pub(crate) report: Report,
+    /// What the round leaves.
+    kept: Vec<Box<dyn Any>>,
 }
+
+/// ext4 passes over the inodes of files that were removed in the last minute, one by one, whenever it
+/// makes a file (`recently_deleted`): whoever is measured after a removal would pay for it.
+const FORGETS: Duration = Duration::from_secs(61);
 
 /// The checksums of two roots, of contents and metadata.
 pub(crate) type Trees = [(String, String); 2];
@@ -76,6 +83,19 @@ impl Bench {
             now.served.since(before.served),
             registry_cpu,
         ))
+    }
+
+    /// Keeps what would be removed, until the end of the round.
+    pub(crate) fn keep(&mut self, what: impl Any) {
+        self.kept.push(Box::new(what));
+    }
+
+    /// Removes what the round left, and waits until that costs nobody anything.
+    fn clear(&mut self) {
+        self.kept.clear();
+        rustix::fs::sync();
+        // There is nothing to be awaited: the file system only looks at the clock.
+        std::thread::sleep(FORGETS);
     }
 
     /// A reference by which the registry itself is asked.
@@ -119,36 +139,41 @@ fn main() -> Result<()> {
 /// What `CASES` can name beside sets of images.
 const OTHERS: [&str; 2] = ["files", "lines"];
 
-/// The names in `CASES`; none for all.
-fn cases_named() -> Vec<String> {
-    let cases = std::env::var("CASES").unwrap_or_default();
-    let names = cases.split(',').filter(|name| !name.is_empty());
+/// Who can be named in `WHO`.
+pub(crate) const FLOORS: &str = "floors";
+
+/// The names in the variable `CASES` or `WHO`; none for all.
+fn named(variable: &str) -> Vec<String> {
+    let names = std::env::var(variable).unwrap_or_default();
+    let names = names.split(',').filter(|name| !name.is_empty());
     names.map(str::to_owned).collect()
 }
 
-/// Whether `CASES` has a name, which it does by default.
-fn is_wanted(name: &str) -> bool {
-    let named = cases_named();
-    named.is_empty() || named.iter().any(|case| case == name)
+/// Whether the variable has a name, which it does by default.
+pub(crate) fn is_wanted(variable: &str, name: &str) -> bool {
+    let named = named(variable);
+    named.is_empty() || named.iter().any(|wanted| wanted == name)
 }
 
 /// A name that nothing has would measure nothing, without a word.
-fn check_cases() -> Result<()> {
+fn check_names() -> Result<()> {
     let sets = SETS.map(|set| set.name());
-    let known: Vec<&str> = sets.iter().map(String::as_str).chain(OTHERS).collect();
-    for name in cases_named() {
-        ensure!(
-            known.contains(&name.as_str()),
-            "CASES: {name} is none of {}",
-            known.join(", ")
-        );
+    let cases: Vec<&str> = sets.iter().map(String::as_str).chain(OTHERS).collect();
+    for (variable, known) in [("CASES", &cases[..]), ("WHO", &[FLOORS, PEER, OSTEWARD])] {
+        for name in named(variable) {
+            ensure!(
+                known.contains(&name.as_str()),
+                "{variable}: {name} is none of {}",
+                known.join(", ")
+            );
+        }
     }
     Ok(())
 }
 
 async fn measure_all() -> Result<()> {
     require_root()?;
-    check_cases()?;
+    check_names()?;
     let begun = Instant::now();
     let (work, scale) = (work_dir()?, scale()?);
     let images = work.join("images");
@@ -162,22 +187,26 @@ async fn measure_all() -> Result<()> {
         peer: oracle::released()?,
         trees: HashMap::new(),
         report: Report::default(),
+        kept: Vec::new(),
     };
-    let sets = SETS.into_iter().filter(|set| is_wanted(&set.name()));
+    let sets = SETS
+        .into_iter()
+        .filter(|set| is_wanted("CASES", &set.name()));
     let sets = sets
         .map(|set| Ok((set, source.set(set)?)))
         .collect::<Result<Vec<_>>>()?;
     for (set, layout) in &sets {
         for round in 0..bench.rounds {
             cases::set(&mut bench, *set, layout, round).await?;
+            bench.clear();
         }
         bench.write(&work)?;
     }
-    if is_wanted("files") {
+    if is_wanted("CASES", "files") {
         cases::files(&mut bench, scale).await?;
         bench.write(&work)?;
     }
-    if is_wanted("lines") {
+    if is_wanted("CASES", "lines") {
         for (set, layout) in &sets {
             lines::all(&mut bench, *set, layout).await?;
         }

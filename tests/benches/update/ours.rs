@@ -1,5 +1,7 @@
 //! osteward: the daemon of the release build on a host made for the occasion, over its bus.
 
+use std::time::Instant;
+
 use anyhow::{Context, Result, ensure};
 use osteward_dbus::options::{CheckOptions, DownloadOptions, UpgradeOptions};
 use osteward_tests::bench::report::Run;
@@ -49,6 +51,20 @@ impl Ours {
         let before = bench.before()?;
         let (_, usage) = self.watched(task).await?;
         bench.since(before, usage)
+    }
+
+    /// Has the daemon stage what the registry has, and measures that: to the end, and to the moment in
+    /// which it is staged.
+    pub(crate) async fn measure_staging(&self, bench: &Bench) -> Result<(Run, Run)> {
+        let (before, begun) = (bench.before()?, Instant::now());
+        let (ended, usage) = self.watched(Task::Upgrade).await?;
+        let run = bench.since(before, usage)?;
+        let mut phases = ended.phases.iter().zip(&ended.entered);
+        let staged = phases.rfind(|(phase, _)| *phase == "cleaning");
+        let (_, staged) = staged.context("nothing was staged")?;
+        let mut first = run;
+        first.wall = (*staged - begun).as_secs_f64();
+        Ok((run, first))
     }
 
     async fn watched(&self, task: Task) -> Result<(Ended, Usage)> {
