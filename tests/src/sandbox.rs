@@ -10,8 +10,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 mod namespace;
@@ -384,9 +385,25 @@ impl Drop for Sandbox {
 }
 
 /// A directory below the build directory: a real file system, where ostree can set attributes.
+/// Where sandboxes are made, if not below the target directory.
+static PLACE: OnceLock<PathBuf> = OnceLock::new();
+
+/// Makes all sandboxes of this process in `directory`, which another file system may be mounted over.
+///
+/// # Errors
+/// When another was chosen before.
+pub fn make_in(directory: &Path) -> Result<()> {
+    let chosen = PLACE.get_or_init(|| directory.to_owned());
+    ensure!(chosen == directory, "sandboxes are in {}", chosen.display());
+    Ok(())
+}
+
 fn scratch_dir() -> Result<TempDir> {
     require_root()?;
-    let parent = target_dir()?.join("sandbox");
+    let parent = match PLACE.get() {
+        Some(place) => place.clone(),
+        None => target_dir()?.join("sandbox"),
+    };
     fs::create_dir_all(&parent)?;
     let scratch = tempfile::Builder::new().prefix("s-").tempdir_in(parent)?;
     fs::create_dir(scratch.path().join("share"))?;

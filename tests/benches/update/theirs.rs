@@ -14,6 +14,7 @@ use osteward_tests::process::{command, run};
 use tempfile::TempDir;
 
 use crate::Bench;
+use crate::disk::mount_point;
 
 /// A repository of the peer's.
 pub(crate) struct Theirs {
@@ -23,7 +24,7 @@ pub(crate) struct Theirs {
 fn scratch() -> Result<TempDir> {
     Ok(tempfile::Builder::new()
         .prefix("scratch-")
-        .tempdir_in(work_dir()?)?)
+        .tempdir_in(mount_point(&work_dir()?))?)
 }
 
 impl Theirs {
