@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use ostree::gio;
 
-use super::error::{Error, repository_path};
+use super::error::{During, Error, repository_path};
 use super::guess::Guess;
+use super::older_image::stored_images;
 use super::partial::Stock;
 use super::parts::{self, Outlook};
 use super::plan::{Survey, has_all_layers, stored_image, survey};
@@ -17,7 +18,7 @@ use crate::image::reference::{Digest, ImageReference, blob_ref, image_ref};
 
 /// Where an import begins.
 pub(super) enum Start {
-    /// The image is here under its name.
+    /// The image is here, and has its name.
     Here(String),
     /// Something is to be done.
     Missing(Missing),
@@ -96,19 +97,31 @@ impl Beginning {
     }
 }
 
-/// The merge commit that the image's ref points at, if it is of this very manifest and whole.
+/// The merge commit of this very manifest, if it is here and whole: what the image's ref points at, or what is
+/// deployed, or kept, under another name. A tag that went on and came back finds it so.
 fn stored(
     repo: &ostree::Repo,
     image: &Image,
     imgref: &ImageReference,
     cancellable: &gio::Cancellable,
 ) -> Result<Option<String>, Error> {
-    let Some(commit) = resolve(repo, &image_ref(imgref))? else {
-        return Ok(None);
+    let named = resolve(repo, &image_ref(imgref))?;
+    let is_same = |commit: &String| {
+        stored_image(repo, commit).is_some_and(|stored| stored.digest == image.digest)
     };
-    let same = stored_image(repo, &commit).is_some_and(|stored| stored.digest == image.digest);
-    let whole = same
-        && is_complete(repo, &commit, cancellable)?
-        && has_all_layers(repo, image, cancellable)?;
-    Ok(whole.then_some(commit))
+    let found = match named.clone().filter(is_same) {
+        Some(commit) => Some(commit),
+        None => stored_images(repo)?.remove(&image.digest),
+    };
+    let Some(commit) = found else { return Ok(None) };
+    let whole =
+        is_complete(repo, &commit, cancellable)? && has_all_layers(repo, image, cancellable)?;
+    if !whole {
+        return Ok(None);
+    }
+    if named.as_ref() != Some(&commit) {
+        repo.set_ref_immediate(None, &image_ref(imgref), Some(&commit), Some(cancellable))
+            .during("naming a pulled image")?;
+    }
+    Ok(Some(commit))
 }

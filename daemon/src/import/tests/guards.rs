@@ -64,3 +64,38 @@ async fn a_guard_stays_while_somebody_needs_it() {
     assert_eq!(guards(&host), sorted([foreign, guard(&third)]));
     host.fsck();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_deployed_is_not_made_again_when_the_tag_comes_back() {
+    let (first, second) = (named("first"), named("second"));
+    let mut host = Host::new();
+    let commit = host.import(&first).await.unwrap().commit;
+    set(&host, "ostree/0/1/0", &commit);
+    let other = host.import(&second).await.unwrap().commit;
+    assert_ne!(commit, other);
+    assert_eq!(guards(&host), [guard(&second)]);
+
+    let again = host.import(&first).await.unwrap();
+    assert_eq!((again.commit.as_str(), again.layers_written), (&*commit, 0));
+    assert!(host.recorder.steps.lock().unwrap().is_empty(), "composed");
+    let name = host
+        .refs()
+        .into_iter()
+        .find(|name| name.starts_with("ostree/container/image/"));
+    let named = resolve(&host.repo(), &name.unwrap()).unwrap();
+    assert_eq!(
+        (named, guards(&host)),
+        (Some(commit.clone()), vec![guard(&first)])
+    );
+
+    // Half of an image is none, whoever has deployed it.
+    host.import(&second).await.unwrap();
+    let layer = &first.image().layers[0];
+    let repo = host.repo();
+    repo.set_ref_immediate(None, &blob_ref(&layer.digest), None, gio::Cancellable::NONE)
+        .unwrap();
+    let made = host.import(&first).await.unwrap();
+    assert!(!host.recorder.steps.lock().unwrap().is_empty());
+    assert_eq!(made.commit, commit);
+    host.fsck();
+}
