@@ -1,32 +1,38 @@
 //! Hosts that others made are taken over, and handed back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
 use osteward_tests::image::Written;
 use osteward_tests::machine::Machine;
 use osteward_tests::oracle;
-use osteward_tests::relay::{Relay, Request};
+use osteward_tests::relay::Relay;
 use osteward_tests::suite::Case;
 
 use crate::origin::Origin;
 use crate::osteward::{Status, apply, done, expect_status, refused};
 use crate::update::sound;
 
-/// Fails unless exactly the layers `wanted` were fetched through the relay, each once.
+/// Fails unless exactly the layers `wanted` were fetched through the relay, nothing of them twice. Long ones come
+/// in parts, each with a request of its own.
 fn fetched(relay: &Relay, image: &Written, wanted: &[&String]) -> Result<()> {
-    let mut times: BTreeMap<&String, usize> = BTreeMap::new();
-    let requests = relay.requests();
-    for layer in &image.layers {
-        let is_it =
-            |request: &&Request| request.method == "GET" && request.path.contains(layer.as_str());
-        let count = requests.iter().filter(is_it).count();
-        if count > 0 {
-            times.insert(layer, count);
+    let mut parts: BTreeMap<&String, BTreeMap<u64, usize>> = BTreeMap::new();
+    for request in relay.requests() {
+        let named = |layer: &&String| request.path.contains(layer.as_str());
+        if let Some(layer) = image.layers.iter().find(named)
+            && request.method == "GET"
+        {
+            let from = request.range().0;
+            *parts.entry(layer).or_default().entry(from).or_default() += 1;
         }
     }
-    let once: BTreeMap<&String, usize> = wanted.iter().map(|layer| (*layer, 1)).collect();
-    ensure!(times == once, "fetched {times:#?}, not {once:#?}");
+    let found: BTreeSet<&String> = parts.keys().copied().collect();
+    let wanted: BTreeSet<&String> = wanted.iter().copied().collect();
+    ensure!(found == wanted, "fetched {found:#?}, not {wanted:#?}");
+    let once = |parts: &BTreeMap<u64, usize>| {
+        parts.contains_key(&0) && parts.values().all(|times| *times == 1)
+    };
+    ensure!(parts.values().all(once), "not once: {parts:#?}");
     Ok(())
 }
 
