@@ -194,14 +194,20 @@ mod space {
         let zeros = Layer::new()
             .dir("usr")
             .file("usr/zeros", vec![0; 400 << 10]);
-        // Two layers fill the same directories: only the merge writes those as they will be.
+        // Two layers fill the same directories, of thirty kinds each; the merge writes as many
+        // as there are pairs of them. That takes more than any layer, so that whichever layer
+        // comes last, the room that let it in is too small for the merge.
         let half = || Layer::new().dir("usr").dir("usr/many");
         let (mut left_half, mut right_half) = (half(), half());
-        for number in 0..60 {
+        for number in 0..900 {
             let directory = format!("usr/many/{number}");
-            let file = |side: &str| format!("{directory}/{side}-{number}");
-            left_half = left_half.dir(&directory).file(&file("left"), "left");
-            right_half = right_half.dir(&directory).file(&file("right"), "right");
+            let file = |side: &str, kind: u32| format!("{directory}/{side}-{kind}");
+            left_half = left_half
+                .dir(&directory)
+                .file(&file("left", number % 30), "left");
+            right_half = right_half
+                .dir(&directory)
+                .file(&file("right", number / 30), "right");
         }
         // One object as long as it is in the repository, and all of them in a deployment.
         let mut empty = Layer::new().dir("usr").dir("usr/empty");
