@@ -102,8 +102,8 @@ Examples:
     Status(StatusArgs),
     /// Ask the registry for a newer image
     ///
-    /// Reads the manifest, and at most a small layer of the image for `osteward diff`; nothing
-    /// else is downloaded. Exits with 10 when there is an update, with 11 when the newest image is staged already, else with 0.
+    /// Reads the manifest, tables of contents of layers that can come by parts, the list of deltas
+    /// beside the image, and at most a small layer for `osteward diff`. Exits with 10 when there is an update, with 11 when the newest image is staged already, else with 0.
     #[command(after_help = "\
 Examples:
   osteward check

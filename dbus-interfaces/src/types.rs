@@ -101,7 +101,7 @@ record! {
         state: String,
         /// `upgrade`, `downgrade`, `same` or `unknown`, against the booted image.
         direction: String,
-        /// Compressed bytes that are still missing here.
+        /// Bytes to fetch, as found when the image was looked for last.
         download_size: u64,
         /// Compressed bytes of all layers.
         total_size: u64,
@@ -163,11 +163,11 @@ record! {
         phase_count: u32,
         /// 0 to 1 over the whole job; never decreases; −1 when unknown.
         fraction: f64,
-        /// Network bytes received.
+        /// Bytes of layers, tables of contents and deltas that were fetched.
         bytes_done: u64,
-        /// Network bytes to receive; without what is cached.
+        /// What the bytes done will be at most; without what is here already.
         bytes_total: u64,
-        /// Bytes of the image that were here already.
+        /// Compressed bytes of the image that need not be fetched.
         bytes_cached: u64,
         /// Layers written to the repository by this job.
         layers_done: u32,

@@ -13,24 +13,32 @@ pub trait Fetch: Send + Sync {
     /// Opens what is transferred for a layer, from byte `from` on (0: the whole).
     fn whole(&self, layer: &Layer, from: u64) -> BoxFuture<'static, Result<ByteStream, Error>>;
 
-    /// Exactly these bytes of the layer's blob.
+    /// Exactly these bytes of the layer's blob. A source that says nothing of parts has whole layers only.
     ///
     /// # Errors
     /// [`Error::NoRanges`] when they cannot be had without the rest.
     fn part(
         &self,
-        layer: &Layer,
-        range: Range<u64>,
-    ) -> BoxFuture<'static, Result<ByteStream, Error>>;
+        _layer: &Layer,
+        _range: Range<u64>,
+    ) -> BoxFuture<'static, Result<ByteStream, Error>> {
+        async { Err(Error::NoRanges) }.boxed()
+    }
 
     /// Whether parts can be had, as far as known.
-    fn has_parts(&self) -> bool;
+    fn has_parts(&self) -> bool {
+        false
+    }
 
     /// How many parts of one layer are to be asked for at a time, as things are now; at least 1.
-    fn connections(&self) -> usize;
+    fn connections(&self) -> usize {
+        1
+    }
 
     /// What a request takes, as measured so far.
-    fn pace(&self) -> Pace;
+    fn pace(&self) -> Pace {
+        Pace::default()
+    }
 }
 
 impl Fetch for Source {

@@ -2,7 +2,6 @@
 //!
 //! Invariant: nothing of it is read but what is asked for, and its directories once.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,40 +13,15 @@ use super::commit_files::open_object;
 use super::error::Error;
 use super::objects::{Id, hex};
 use super::path::{PathRules, Place, place};
-use super::plan::{image_commits, stored_image};
 use super::transaction::load_tree;
 use super::tree::Dir;
 use crate::delta::SourceFiles;
-use crate::image::reference::Digest;
 
 /// An image that deltas start from.
 #[derive(Debug)]
 pub(crate) struct OlderImage {
     commit: String,
     tree: Mutex<Option<Arc<Dir>>>,
-}
-
-/// Commits of whole images, by the digest of the configuration and by that of the manifest.
-///
-/// # Errors
-/// When the repository cannot be read.
-pub(crate) fn stored_images(repo: &ostree::Repo) -> Result<HashMap<Digest, String>, Error> {
-    let mut stored = HashMap::new();
-    for commit in image_commits(repo)? {
-        let Ok((_, state)) = repo.load_commit(&commit) else {
-            continue;
-        };
-        let Some(image) = stored_image(repo, &commit) else {
-            continue;
-        };
-        // What guards half of an image has its manifest, and nothing else of it.
-        let is_guard = image.config_json == "null";
-        if !is_guard && !state.contains(ostree::RepoCommitState::PARTIAL) {
-            stored.insert(image.config_digest, commit.clone());
-            stored.insert(image.digest, commit);
-        }
-    }
-    Ok(stored)
 }
 
 impl OlderImage {

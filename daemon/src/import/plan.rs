@@ -194,6 +194,29 @@ pub(crate) fn image_commits(repo: &ostree::Repo) -> Result<Vec<String>, Error> {
     Ok(commits)
 }
 
+/// Commits of whole images, by the digest of the configuration and by that of the manifest.
+///
+/// # Errors
+/// When the repository cannot be read.
+pub(crate) fn stored_images(repo: &ostree::Repo) -> Result<HashMap<Digest, String>, Error> {
+    let mut stored = HashMap::new();
+    for commit in image_commits(repo)? {
+        let Ok((_, state)) = repo.load_commit(&commit) else {
+            continue;
+        };
+        let Some(image) = stored_image(repo, &commit) else {
+            continue;
+        };
+        // What guards half of an image has its manifest, and nothing else of it.
+        let is_guard = image.config_json == "null";
+        if !is_guard && !state.contains(ostree::RepoCommitState::PARTIAL) {
+            stored.insert(image.config_digest, commit.clone());
+            stored.insert(image.digest, commit);
+        }
+    }
+    Ok(stored)
+}
+
 /// The image that a merge commit was made from.
 pub(crate) fn stored_image(repo: &ostree::Repo, commit: &str) -> Option<Image> {
     let (variant, _) = repo.load_commit(commit).ok()?;

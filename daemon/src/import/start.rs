@@ -7,10 +7,9 @@ use ostree::gio;
 
 use super::error::{During, Error, repository_path};
 use super::guess::Guess;
-use super::older_image::stored_images;
 use super::partial::Stock;
 use super::parts::{self, Outlook};
-use super::plan::{Survey, has_all_layers, stored_image, survey};
+use super::plan::{Survey, has_all_layers, stored_image, stored_images, survey};
 use super::transaction::{Transaction, is_complete, open, resolve};
 use super::{ImportRequest, guard, leftovers};
 use crate::image::layout::Image;

@@ -355,26 +355,6 @@ where
         assert_eq!(from, 0, "this source begins at the beginning");
         self(layer)
     }
-
-    fn part(
-        &self,
-        _: &Layer,
-        _: Range<u64>,
-    ) -> BoxFuture<'static, Result<ByteStream, image::Error>> {
-        async { Err(image::Error::NoRanges) }.boxed()
-    }
-
-    fn has_parts(&self) -> bool {
-        false
-    }
-
-    fn connections(&self) -> usize {
-        1
-    }
-
-    fn pace(&self) -> Pace {
-        Pace::default()
-    }
 }
 
 /// The ref that guards the image.

@@ -82,15 +82,15 @@ pub trait Job {
     #[zbus(property)]
     fn fraction(&self) -> Result<f64, Error>;
 
-    /// Network bytes received.
+    /// Bytes of layers, tables of contents and deltas that were fetched.
     #[zbus(property)]
     fn bytes_done(&self) -> Result<u64, Error>;
 
-    /// Network bytes to receive; without what is cached.
+    /// What the bytes done will be at most; without what is here already.
     #[zbus(property)]
     fn bytes_total(&self) -> Result<u64, Error>;
 
-    /// Bytes of the image that were here already.
+    /// Compressed bytes of the image that need not be fetched.
     #[zbus(property)]
     fn bytes_cached(&self) -> Result<u64, Error>;
 

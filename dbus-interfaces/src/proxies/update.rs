@@ -47,7 +47,7 @@ pub trait Update {
     #[zbus(property)]
     fn direction(&self) -> Result<String, Error>;
 
-    /// Compressed bytes that are still missing here.
+    /// Bytes to fetch, as found when the image was looked for last.
     #[zbus(property)]
     fn download_size(&self) -> Result<u64, Error>;
 

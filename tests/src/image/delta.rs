@@ -223,7 +223,7 @@ mod tests {
     use super::*;
     use crate::image::{Compression, Image, Layer};
 
-    fn noise(seed: u64, length: usize) -> Vec<u8> {
+    pub(super) fn noise(seed: u64, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
         fastrand::Rng::with_seed(seed).fill(&mut bytes);
         bytes

@@ -1,7 +1,6 @@
 //! Blobs that come in two parts: what was kept, and what is fetched.
 
 use std::io::Read as _;
-use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
 use std::sync::{Arc, Mutex};
 
@@ -15,7 +14,7 @@ use super::super::feed::{Feed, Received};
 use super::super::{Fetch, MergeStep, Observer};
 use super::*;
 use crate::image::layer::{Compression, LayerKind};
-use crate::image::{self, ByteStream, Pace};
+use crate::image::{self, ByteStream};
 
 const SIZE: usize = 300_000;
 
@@ -48,26 +47,6 @@ impl Fetch for Served {
             pieces.push(Err(image::Error::NotSupported("it broke".to_owned())));
         }
         async move { Ok(futures_util::stream::iter(pieces).boxed()) }.boxed()
-    }
-
-    fn part(
-        &self,
-        _: &Layer,
-        _: Range<u64>,
-    ) -> BoxFuture<'static, Result<ByteStream, image::Error>> {
-        async { Err(image::Error::NoRanges) }.boxed()
-    }
-
-    fn has_parts(&self) -> bool {
-        false
-    }
-
-    fn connections(&self) -> usize {
-        1
-    }
-
-    fn pace(&self) -> Pace {
-        Pace::default()
     }
 }
 

@@ -44,26 +44,6 @@ impl Fetch for Served {
         }
         async move { Ok(futures_util::stream::iter(pieces).boxed()) }.boxed()
     }
-
-    fn part(
-        &self,
-        _: &Layer,
-        _: Range<u64>,
-    ) -> BoxFuture<'static, Result<ByteStream, image::Error>> {
-        async { Err(image::Error::NoRanges) }.boxed()
-    }
-
-    fn has_parts(&self) -> bool {
-        false
-    }
-
-    fn connections(&self) -> usize {
-        1
-    }
-
-    fn pace(&self) -> Pace {
-        Pace::default()
-    }
 }
 
 const HALF: usize = 10 << 20;

@@ -75,13 +75,8 @@ fn grown(old: &[u8], new: &[u8], from: usize, at: usize, done: usize) -> Option<
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::noise;
     use super::*;
-
-    fn noise(seed: u64, length: usize) -> Vec<u8> {
-        let mut bytes = vec![0; length];
-        fastrand::Rng::with_seed(seed).fill(&mut bytes);
-        bytes
-    }
 
     fn is_true(old: &[u8], new: &[u8]) -> usize {
         let (mut end, mut bytes) = (0, 0);
