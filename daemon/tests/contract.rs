@@ -204,7 +204,9 @@ mod contract {
         let said = (one.what.as_str(), one.who.as_str(), one.why.as_str());
         assert_eq!(said, ("apply", "me", "because"));
         assert!(listed.len() == 1 && one.since > 0);
-        let mut changes = manager.receive_inhibitors_changed().await;
+        // Only a proxy that keeps properties follows them.
+        let follower = ManagerProxy::new(&served.client).await.unwrap();
+        let mut changes = follower.receive_inhibitors_changed().await;
         drop(held);
         // The first one told may be the holding.
         while !manager.inhibitors().await.unwrap().is_empty() {
