@@ -103,7 +103,8 @@ Examples:
     /// Ask the registry for a newer image
     ///
     /// Reads the manifest, tables of contents of layers that can come by parts, the list of deltas
-    /// beside the image, and at most a small layer for `osteward diff`. Exits with 10 when there is an update, with 11 when the newest image is staged already, else with 0.
+    /// beside the image, and at most a small layer for `osteward diff`. Exits with 10 when there is
+    /// an update, with 11 when the newest image is staged already, else with 0.
     #[command(after_help = "\
 Examples:
   osteward check

@@ -13,8 +13,9 @@ use crate::origin::Origin;
 use crate::osteward::{Status, apply, done, expect_status, refused};
 use crate::update::sound;
 
-/// Fails unless exactly the layers `wanted` were fetched through the relay, nothing of them twice. Long ones come
-/// in parts, each with a request of its own.
+/// Fails unless exactly the layers `wanted` were fetched through the relay, each from its beginning, and none
+/// twice from the same byte. Long ones come in parts, each with a request of its own; whether parts overlap is
+/// not looked at.
 fn fetched(relay: &Relay, image: &Written, wanted: &[&String]) -> Result<()> {
     let mut parts: BTreeMap<&String, BTreeMap<u64, usize>> = BTreeMap::new();
     for request in relay.requests() {
